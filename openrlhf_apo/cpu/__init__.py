@@ -1,0 +1,42 @@
+"""Everything the real pipeline needs to run without CUDA, and nothing else.
+
+`install()` is inert where CUDA is present, apart from standing in for a missing flash-attn.
+"""
+
+import os
+
+# Read by the processes of the run; a value the user has set wins.
+CPU_ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",  # DeepSpeed would probe for an accelerator
+    "TORCHDYNAMO_DISABLE": "1",  # torch.compile needs a C++ compiler and 12 s cold
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in its Ray actor: 10 s and a process less
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # one core list per process would fight with Ray's
+    "VLLM_CPU_SGL_KERNEL": "0",  # packs weights, so they could not be updated in place
+}
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def install() -> None:
+    """Make openrlhf, deepspeed and vLLM importable and runnable in this process. Idempotent."""
+    from openrlhf_apo.cpu import patches
+
+    patches.allow_float32_parameters()
+    patches.import_openrlhf_without_flash_attn()
+    if not has_cuda():
+        for name, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        patches.point_torch_cuda_at_the_cpu()
+        patches.skip_deepspeed_shared_memory_build()
+
+
+def keep_vllm_weights_loadable() -> None:
+    """Before a vLLM engine is built in this process without CUDA: leave linear weights as the checkpoint has them."""
+    from openrlhf_apo.cpu import patches
+
+    if not has_cuda():
+        patches.keep_vllm_weights_unpacked()

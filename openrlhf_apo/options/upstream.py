@@ -1,0 +1,46 @@
+"""OpenRLHF's own command line, taken from its source.
+
+openrlhf 0.11.2 builds its parser and checks its arguments inside `if __name__ == "__main__":` of
+cli/train_ppo_ray.py, where nothing can be imported from. Its statements are executed here instead of being copied,
+so that every flag, default and check is OpenRLHF's; tests/test_patches.py fails when the file no longer has this form.
+"""
+
+import argparse
+import ast
+import importlib.util
+from datetime import datetime
+from types import SimpleNamespace
+
+
+def _main_block() -> list[ast.stmt]:
+    source = importlib.util.find_spec("openrlhf.cli.train_ppo_ray").origin
+    with open(source, encoding="utf-8") as file:
+        module = ast.parse(file.read(), source)
+    return next(node.body for node in module.body if isinstance(node, ast.If))
+
+
+def _split_at_parse(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """The statements before `args = parser.parse_args()`, and those after it without the final `train(args)`."""
+    index = next(i for i, node in enumerate(body) if ast.unparse(node) == "args = parser.parse_args()")
+    assert ast.unparse(body[-1]) == "train(args)"
+    return body[:index], body[index + 1 : -1]
+
+
+def _execute(statements: list[ast.stmt], names: dict) -> dict:
+    exec(compile(ast.Module(statements, type_ignores=[]), "openrlhf/cli/train_ppo_ray.py", "exec"), names)
+    return names
+
+
+def upstream_parser() -> argparse.ArgumentParser:
+    """The parser of `openrlhf.cli.train_ppo_ray`, with every one of its flags."""
+    before, _ = _split_at_parse(_main_block())
+    return _execute(before, {"argparse": argparse, "datetime": datetime})["parser"]
+
+
+def upstream_checks(args: argparse.Namespace) -> SimpleNamespace:
+    """What OpenRLHF does with the parsed flat arguments: nested namespaces, derived values, assertions.
+
+    Raises AssertionError with OpenRLHF's own message.
+    """
+    _, after = _split_at_parse(_main_block())
+    return _execute(after, {"args": args, "print": lambda *message: None})["args"]

@@ -1,0 +1,51 @@
+"""Which rank computes which sample of a step, in which micro-batch. Never matters for the result, only for speed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """micro_batches[rank][micro_batch] = indices into the step's N samples.
+
+    Every rank has equally many micro-batches, because forward and backward communicate under ZeRO. Where the samples
+    do not divide, a rank repeats its last one as a ghost: `is_ghost[rank][k]` tells for its k-th sample.
+    """
+
+    micro_batches: list[list[list[int]]]
+    is_ghost: list[list[bool]]
+
+    def flat(self, rank: int) -> list[int]:
+        return [index for micro_batch in self.micro_batches[rank] for index in micro_batch]
+
+    def share(self, values: list[float], rank: int) -> list[float]:
+        """The rank's values in its own order, 0 for ghosts."""
+        return [
+            0.0 if ghost else values[i] for i, ghost in zip(self.flat(rank), self.is_ghost[rank], strict=True)
+        ]
+
+    def merge(self, per_rank: list[list[float]], num_samples: int) -> list[float]:
+        """The inverse of `share`: one value per sample of the step."""
+        merged = [0.0] * num_samples
+        for rank, values in enumerate(per_rank):
+            for i, ghost, value in zip(self.flat(rank), self.is_ghost[rank], values, strict=True):
+                if not ghost:
+                    merged[i] = value
+        return merged
+
+
+def make_layout(lengths: list[int], num_ranks: int, micro_batch_size: int) -> Layout:
+    """Deal the samples to ranks by length, longest first and back and forth, so that ranks carry equal loads and a
+    micro-batch holds similar lengths. lengths: tokens of each sample."""
+    by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+    for position, index in enumerate(by_length):
+        lap, offset = divmod(position, num_ranks)
+        ranks[offset if lap % 2 == 0 else num_ranks - 1 - offset].append(index)
+    per_rank = max(len(rank) for rank in ranks)
+    micro_batches, is_ghost = [], []
+    for rank in ranks:
+        ghosts = per_rank - len(rank)
+        indices = rank + [rank[-1] if rank else by_length[-1]] * ghosts
+        micro_batches.append([indices[k : k + micro_batch_size] for k in range(0, per_rank, micro_batch_size)])
+        is_ghost.append([False] * len(rank) + [True] * ghosts)
+    return Layout(micro_batches, is_ghost)

@@ -1,0 +1,124 @@
+"""metrics.jsonl: what a run measured, one strict JSON object per rollout step.
+
+Keys that scripts and the report rely on; a signal that a mode does not have is absent:
+
+- `step`: rollout step, from 1; 0 is the evaluation before training
+- rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`
+- α: `alpha`, `confidence` (c_t), `improvement` (p_t), `reward_baseline`, `reward_scale`, `ess` (ESS/P), `ess_outcome`
+  (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
+- group policies: `divergence`, `entropy_p` and `entropy_q` (over log P), `max_weight`, `log_ratio_std` [nats]
+- samples: `rollout_mismatch`, `response_length` [tokens], `truncated_fraction`
+- machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, log_probs, update, sync, eval, save,
+  ...) and `time/step` [s]
+- evaluations: `eval/pass1`, on the line of the step they follow
+- `inner/<key>`: a list, one value per optimizer step inside the rollout
+"""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """Append-only writer of one run's metrics.jsonl; a line is on disk when `write` returns.
+
+    With `resume_step=k` the file goes on after step k: later lines, which the resumed run measures again, and a line
+    torn by a kill are removed. Without it the run is a new one, and a file already there is moved aside to
+    metrics.jsonl.1 (.2, ... when that is taken), so that two runs never mix.
+    """
+
+    def __init__(self, path, resume_step: int | None = None):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.last_step = -1 if resume_step is None else resume_step
+        if self.path.exists():
+            if resume_step is None:
+                self._rotate()
+            else:
+                self._truncate(resume_step)
+        elif resume_step:
+            logger.warning("%s is missing: the metrics of steps 1 to %d are lost", self.path, resume_step)
+
+    def write(self, metrics: dict):
+        """Append one line: `step` and finite numbers, strings, tensors, arrays, or lists and dicts of them.
+
+        Raises ValueError, and writes nothing, when `step` does not increase or a value is not finite or no such value.
+        """
+        row = {key: _plain(value, key, metrics.get("step")) for key, value in metrics.items()}
+        step = row.get("step")
+        if type(step) is not int or step <= self.last_step:
+            raise ValueError(f"{self.path}: `step` must be an integer above {self.last_step}, got {step!r}")
+        with open(self.path, "a", encoding="utf-8") as file:
+            _write_rows(file, [{"step": step} | row])  # step first, for the reader's eye
+        self.last_step = step
+
+    def _rotate(self):
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(old)
+        logger.warning("%s held another run's metrics: moved to %s", self.path, old.name)
+
+    def _truncate(self, resume_step: int):
+        rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        if resume_step and (not rows or rows[-1]["step"] < resume_step):
+            logger.warning("%s ends before step %d, where the run resumes", self.path, resume_step)
+        tmp = self.path.with_name(self.path.name + ".tmp")
+        with open(tmp, "w", encoding="utf-8") as file:
+            _write_rows(file, rows)
+        os.replace(tmp, self.path)
+
+
+def read_metrics(path) -> list[dict]:
+    """The lines of a metrics.jsonl, oldest first.
+
+    A last line that was cut off (no newline, not valid JSON) is left out with a warning: a killed run leaves one.
+    Anything else that is not a strict JSON object with a `step` raises ValueError naming the line.
+    """
+    *lines, tail = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+    if tail:
+        try:
+            rows.append(_parse(tail, path, len(lines) + 1))
+        except ValueError:
+            logger.warning("%s: the last line is torn, left out", path)
+    return rows
+
+
+def _plain(value, key: str, step):
+    """`value` as JSON holds it: a number, a string, or a list or dict of them."""
+    if hasattr(value, "tolist"):  # torch tensors, numpy arrays and scalars, without importing either
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item, key, step) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item, key, step) for name, item in value.items()}
+    if not isinstance(value, int | float | str):
+        raise ValueError(f"metric `{key}` at step {step} is {value!r}: leave out a key that has no value")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"metric `{key}` at step {step} is {value}")
+    return value
+
+
+def _write_rows(file, rows: list[dict]):
+    file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _parse(line: str, path, number: int) -> dict:
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError(f"{path}, line {number}: not a JSON object with an integer `step`")
+    return row
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON number")

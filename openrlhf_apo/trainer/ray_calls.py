@@ -1,0 +1,18 @@
+"""Waiting for Ray actors, never for ever."""
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+
+class RunError(RuntimeError):
+    """Something of the run failed for good; the message is for the user."""
+
+
+def get_all(refs: list, timeout: float, what: str) -> list:
+    """ray.get with a limit in seconds. An actor that died or raised ends the run with its own error."""
+    try:
+        return ray.get(refs, timeout=timeout)
+    except GetTimeoutError:
+        raise RunError(
+            f"{what} gave no answer within {timeout:.0f} s; raise --apo.timeout if it is only slow"
+        ) from None

@@ -1,0 +1,244 @@
+"""The rollout engines: vLLM in Ray actors, one batched call per rollout."""
+
+import os
+
+from openrlhf_apo import cpu
+
+cpu.install()
+
+import ray  # noqa: E402
+from openrlhf.trainer.ray.utils import get_bundle_indices, ray_noset_visible_devices  # noqa: E402
+from ray.util.placement_group import PlacementGroup  # noqa: E402
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+
+from openrlhf_apo.trainer.handles import SamplingSettings  # noqa: E402
+from openrlhf_apo.trainer.ray_calls import RunError, get_all  # noqa: E402
+from openrlhf_apo.trainer.ray_policy import RayPolicy  # noqa: E402
+from openrlhf_apo.trainer.samples import Prompt, Sample  # noqa: E402
+
+
+CPU_KV_CACHE_BYTES = 512 * 2**20  # vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
+
+
+class RolloutActor:
+    """One vLLM engine. OpenRLHF's RolloutRayActor serves single requests asynchronously; a rollout is one batch, and
+    handing vLLM the whole batch before its first step makes the schedule, and so the samples, repeatable.
+
+    The weight-sync methods carry OpenRLHF's names: its `broadcast_to_vllm` calls them.
+    """
+
+    def __init__(self, bundle_indices: list[int] | None, num_gpus: float, engine_settings: dict):
+        if engine_settings["distributed_executor_backend"] == "ray":
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # vLLM's own Ray workers choose
+        elif ray_noset_visible_devices() and cpu.has_cuda():
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(ray.get_gpu_ids()[0])
+        if bundle_indices is not None:
+            os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(num_gpus)
+            os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(map(str, bundle_indices))
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # dtypes and shapes travel through collective_rpc
+
+        cpu.keep_vllm_weights_loadable()
+        import vllm
+
+        self.llm = vllm.LLM(**engine_settings)
+
+    def ready(self) -> bool:
+        return True
+
+    def generate(self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings) -> list[list[dict]]:
+        """`samples_per_prompt` completions of each prompt: {"ids", "log_probs", "truncated"}."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        params = [
+            SamplingParams(
+                n=settings.samples_per_prompt,
+                seed=seed,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_new_tokens or settings.max_len - len(ids),
+                min_tokens=1,
+                logprobs=0,  # of the sampled token alone
+                detokenize=False,
+            )
+            for ids, seed in zip(prompt_ids, seeds, strict=True)
+        ]
+        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompt_ids], params, use_tqdm=False)
+        return [
+            [
+                {
+                    "ids": list(completion.token_ids),
+                    "log_probs": [
+                        entry[token].logprob
+                        for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)
+                    ],
+                    "truncated": completion.finish_reason == "length",
+                }
+                for completion in output.outputs
+            ]
+            for output in outputs
+        ]
+
+    def load_named_weights(self, weights: dict) -> None:
+        self.llm.collective_rpc("load_named_weights", args=(weights,))
+
+    def weight_sums(self) -> tuple[dict, dict]:
+        return self.llm.collective_rpc("weight_sums")[0], self.llm.collective_rpc("packed_modules")[0]
+
+    def init_process_group(self, address, port, rank_offset, world_size, group_name, backend, use_ray):
+        return self.llm.collective_rpc(
+            "init_process_group", args=(address, port, rank_offset, world_size, group_name, backend, use_ray)
+        )
+
+    def update_weight(self, name, dtype, shape, empty_cache=False):
+        return self.llm.collective_rpc("update_weight", args=(name, dtype, shape, empty_cache))
+
+    def update_weight_cuda_ipc(self, name, dtype, shape, ipc_handles, empty_cache=False):
+        return self.llm.collective_rpc("update_weight_cuda_ipc", args=(name, dtype, shape, ipc_handles, empty_cache))
+
+    def reset_prefix_cache(self) -> None:
+        self.llm.reset_prefix_cache()
+
+    def sleep(self, level: int = 1) -> None:
+        self.llm.sleep(level=level)
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        self.llm.wake_up(tags=tags)
+
+
+def create_engines(args, shared_pg: PlacementGroup | None, pg: PlacementGroup) -> list:
+    """One RolloutActor per --vllm.num_engines. `shared_pg` is set when engines share the policy's GPUs."""
+    tp = args.vllm.tensor_parallel_size
+    num_gpus = (0.2 if shared_pg else 1) if tp == 1 else 0  # with TP, vLLM's own Ray workers hold the GPUs
+    placement = shared_pg or pg
+    engines = []
+    for i in range(args.vllm.num_engines):
+        bundles = get_bundle_indices(placement, i, tp) if tp > 1 else None
+        settings = {
+            "model": args.actor.model_name_or_path,
+            "worker_extension_cls": "openrlhf_apo.trainer.vllm_worker.WeightWorker",
+            "tensor_parallel_size": tp,
+            "distributed_executor_backend": "uni" if tp == 1 else "ray",
+            "seed": args.train.seed + i,
+            "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
+            "max_model_len": args.data.max_len,
+            "enforce_eager": args.vllm.enforce_eager,
+            "enable_prefix_caching": args.vllm.enable_prefix_caching,
+            "enable_sleep_mode": args.vllm.enable_sleep,
+            "trust_remote_code": True,
+            "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+            "disable_log_stats": True,
+        }
+        if cpu.has_cuda():
+            settings["gpu_memory_utilization"] = args.vllm.gpu_memory_utilization
+        else:
+            settings["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        engines.append(
+            ray.remote(RolloutActor)
+            .options(
+                num_cpus=num_gpus,
+                num_gpus=num_gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=placement,
+                    placement_group_capture_child_tasks=True,
+                    placement_group_bundle_index=bundles[0] if bundles else i,
+                ),
+            )
+            .remote(bundles, 0.2 if shared_pg else 1, settings)
+        )
+    return engines
+
+
+class RayEngine:
+    """EngineHandle over RolloutActors. Each prompt's seed follows from the run's seed and the prompt's group id, so
+    samples do not depend on which engine makes them."""
+
+    def __init__(self, engines: list, policy: RayPolicy, tokenizer, args):
+        self.engines, self.policy, self.tokenizer, self.args = engines, policy, tokenizer, args
+        self.timeout = args.apo.timeout
+        self.asleep = args.vllm.enable_sleep
+        if self.asleep:
+            self._all("sleep")
+
+    def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[Sample]:
+        if self.args.vllm.enable_sleep:
+            self._all("wake_up")
+        prompt_ids = [self._encode(prompt, settings) for prompt in prompts]
+        seeds = [settings.seed * 1_000_003 + prompt.group_id * 1009 for prompt in prompts]
+        # Deal prompts out in turn; put the answers back in prompt order.
+        shares = [range(k, len(prompts), len(self.engines)) for k in range(len(self.engines))]
+        refs = [
+            engine.generate.remote([prompt_ids[i] for i in share], [seeds[i] for i in share], settings)
+            for engine, share in zip(self.engines, shares, strict=True)
+        ]
+        completions: dict[int, list[dict]] = {}
+        for share, answers in zip(shares, get_all(refs, self.timeout, "generation"), strict=True):
+            completions |= dict(zip(share, answers, strict=True))
+        if self.args.vllm.enable_sleep:
+            self._all("sleep")
+        return [
+            Sample(
+                group_id=prompt.group_id,
+                prompt=prompt.text,
+                label=prompt.label,
+                datasource=prompt.datasource,
+                prompt_ids=prompt_ids[i],
+                response_ids=completion["ids"],
+                response=self.tokenizer.decode(completion["ids"], skip_special_tokens=False),
+                rollout_log_probs=completion["log_probs"],
+                truncated=completion["truncated"],
+            )
+            for i, prompt in enumerate(prompts)
+            for completion in completions[i]
+        ]
+
+    def sync_weights(self) -> None:
+        if cpu.has_cuda():
+            if self.args.vllm.enable_sleep:
+                self._all("wake_up", ["weights"])
+            self.policy._call("broadcast_to_vllm", lambda rank: ())
+            return
+        # Without CUDA the weights are small enough to travel as one object through Ray's shared memory.
+        weights = self.policy.group.async_run_method("export_weights")[0]
+        get_all([engine.load_named_weights.remote(weights) for engine in self.engines], self.timeout, "weight sync")
+
+    def check_weights(self) -> None:
+        """Compare Σ w and Σ w² of every tensor. Sharded engines (TP > 1) are watched by `rollout_mismatch` alone."""
+        if self.args.vllm.tensor_parallel_size > 1:
+            return
+        trained = self.policy._call("weight_sums", lambda rank: ())[0]
+        for sums, packed in get_all([e.weight_sums.remote() for e in self.engines], self.timeout, "weight check"):
+            for name, loaded in sums.items():
+                parts = _checkpoint_names(name, packed)
+                if parts[0] not in trained and name == "lm_head.weight":
+                    continue  # tied: the embedding, checked under its own name
+                expected = [sum(trained[part][k] for part in parts) for k in (0, 1)]
+                # Sums of equal numbers in another order differ by rounding alone.
+                if any(abs(a - b) > 1e-9 * max(1.0, expected[1]) for a, b in zip(loaded, expected, strict=True)):
+                    raise RunError(
+                        f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {loaded} instead of "
+                        f"{tuple(expected)}): the rollouts would come from another model"
+                    )
+
+    def _encode(self, prompt: Prompt, settings: SamplingSettings) -> list[int]:
+        ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+        limit = settings.max_len - (settings.max_new_tokens or 1)
+        if len(ids) > limit:
+            raise RunError(
+                f"a prompt has {len(ids)} tokens, but --data.max_len leaves {limit} beside the new tokens; raise "
+                f"--data.max_len or filter the data (prompt {prompt.text[:80]!r})"
+            )
+        return ids
+
+    def _all(self, method: str, *arguments) -> list:
+        refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]
+        return get_all(refs, self.timeout, f"the engine's {method}")
+
+
+def _checkpoint_names(name: str, packed: dict[str, list[str]]) -> list[str]:
+    """The checkpoint's names behind a vLLM parameter: fused modules hold several."""
+    for fused, parts in packed.items():
+        if f".{fused}." in name:
+            return [name.replace(f".{fused}.", f".{part}.") for part in parts]
+    return [name]

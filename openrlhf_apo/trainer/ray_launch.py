@@ -1,0 +1,243 @@
+"""Starts a run on Ray: cluster, policy, reference, engines, and the trainer in this process."""
+
+import logging
+import math
+import os
+
+from openrlhf_apo import cpu
+
+cpu.install()
+
+import ray  # noqa: E402
+from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402
+from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # noqa: E402
+from openrlhf.utils.utils import get_tokenizer  # noqa: E402
+from ray.util.placement_group import PlacementGroup, placement_group  # noqa: E402
+
+from openrlhf_apo.alpha import build_alpha_controller  # noqa: E402
+from openrlhf_apo.options import GROUP_LOSSES, alpha_settings  # noqa: E402
+from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder  # noqa: E402
+from openrlhf_apo.trainer.group_update import Anchor, GroupUpdate  # noqa: E402
+from openrlhf_apo.trainer.handles import SamplingSettings  # noqa: E402
+from openrlhf_apo.trainer.loop import (  # noqa: E402
+    EngineRollouts,
+    Evaluation,
+    FileRollouts,
+    Trainer,
+    evaluation_prompts,
+    evaluation_settings,
+)
+from openrlhf_apo.trainer.metrics import MetricsFile  # noqa: E402
+from openrlhf_apo.trainer.prompts import PromptStream, load_prompts  # noqa: E402
+from openrlhf_apo.trainer.ray_calls import RunError, get_all  # noqa: E402
+from openrlhf_apo.trainer.ray_engine import RayEngine, create_engines  # noqa: E402
+from openrlhf_apo.trainer.ray_policy import PolicyActor, RayPolicy, ReferenceActor  # noqa: E402
+from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
+from openrlhf_apo.trainer.scoring import MathVerifyReward, Scorer, UpstreamReward  # noqa: E402
+from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
+from openrlhf_apo.trainer.token_update import TokenUpdate  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def train(args) -> None:
+    """Run `args` (resolved by openrlhf_apo.options) to its end. Everything the user can get wrong in the data is refused
+    before Ray starts."""
+    strategy = ApoStrategy(args, unmanaged_accumulation=args.loss in GROUP_LOSSES)
+    tokenizer = get_tokenizer(
+        args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
+    )
+    group_size = args.rollout.n_samples_per_prompt
+    settings = SamplingSettings(
+        samples_per_prompt=group_size,
+        temperature=args.rollout.temperature,
+        top_p=args.rollout.top_p,
+        max_new_tokens=args.rollout.max_new_tokens,
+        max_len=args.data.max_len,
+        seed=args.train.seed,
+    )
+    prompts = evaluation = None
+    if not args.apo.load_rollouts:
+        rows = load_prompts(strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split)
+        prompts = PromptStream(rows, args.train.seed, args.train.num_episodes)
+        if len(prompts) < args.rollout.batch_size:
+            raise ValueError(
+                f"{len(rows)} prompts x {args.train.num_episodes} episodes are fewer than one "
+                f"--rollout.batch_size ({args.rollout.batch_size})"
+            )
+        if left_over := len(prompts) % args.rollout.batch_size:
+            logger.info("the last %d of %d prompt draws do not fill a rollout and are left out", left_over, len(prompts))
+        if args.eval.dataset:
+            evaluation = Evaluation(
+                evaluation_prompts(load_prompts(strategy, tokenizer, args.eval.dataset, None, args.eval.split)),
+                evaluation_settings(settings, args.eval.n_samples_per_prompt, args.eval.temperature),
+                math.inf if args.eval.steps < 0 else args.eval.steps,
+            )
+
+    scorer = Scorer(_reward(args), args.reward.max_failures)
+    saved = RolloutFiles(args.apo.load_rollouts) if args.apo.load_rollouts else None
+    num_rollouts = len(saved) if saved else len(prompts) // args.rollout.batch_size
+    updates_per_rollout = args.rollout.batch_size * group_size // args.train.batch_size * args.train.max_epochs
+
+    start_ray(args)
+    policy_group, reference_group, engine_actors = _start_actors(
+        args, strategy, num_rollouts * updates_per_rollout, with_engine=saved is None
+    )
+    policy = RayPolicy(policy_group, args.train.micro_batch_size, args.apo.timeout)
+    engine = RayEngine(engine_actors, policy, tokenizer, args) if engine_actors else None
+
+    controller = None
+    if args.loss in GROUP_LOSSES:
+        controller = build_alpha_controller(args.alpha_mode, **alpha_settings(args))
+        update = GroupUpdate(
+            policy,
+            Anchor(policy, args.apo.anchor, args.apo.anchor_interval, args.apo.anchor_beta),
+            controller,
+            GroupTargetBuilder(args.apo.beta_r),
+            AlphaDivergenceLoss(args.apo.tau_anc, tuple(args.apo.weight_clip) if args.apo.weight_clip else None),
+            groups_per_step=args.train.batch_size // group_size,
+            epochs=args.train.max_epochs,
+            reduction=args.apo.logprob_reduction,
+            reduction_const=args.apo.logprob_const,
+            confidence=args.apo.confidence,
+            vocab_size=len(tokenizer),
+            drop_zero_variance=args.apo.drop_zero_variance,
+        ).run
+    else:
+        update = TokenUpdate(policy_group, reference_group, strategy, tokenizer).run
+
+    rollouts = (
+        FileRollouts(saved)
+        if saved
+        else EngineRollouts(
+            prompts,
+            args.rollout.batch_size,
+            settings,
+            engine,
+            scorer,
+            RolloutFiles(args.apo.save_rollouts) if args.apo.save_rollouts else None,
+        )
+    )
+    state = {"scorer": scorer} | ({"prompts": prompts} if prompts else {}) | ({"alpha": controller} if controller else {})
+    loaded = policy.trainer_state()
+    for name, part in state.items():
+        if loaded:
+            part.load_state_dict(loaded[name])
+    start_step = loaded.get("step", 0)
+    if args.ckpt.load_enable:
+        logger.info("resuming after step %d" if loaded else "no checkpoint to resume: starting at step %d", start_step)
+
+    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
+    trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
+    Trainer(
+        policy=policy,
+        engine=engine,
+        rollouts=rollouts,
+        update=update,
+        group_size=group_size,
+        scorer=scorer,
+        evaluation=evaluation,
+        metrics=MetricsFile(os.path.join(args.ckpt.output_dir, "metrics.jsonl"), start_step if loaded else None),
+        trackers=trackers,
+        save_every=math.inf if args.ckpt.save_steps < 0 else args.ckpt.save_steps,
+        state=state,
+        start_step=start_step,
+    ).fit()
+    for tracker in trackers:
+        tracker.close()
+
+
+def start_ray(args) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one here with as many logical GPUs as the run asks for."""
+    needed = gpus_needed(args)
+    environment = {
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
+        "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
+        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
+    }
+    local = {}
+    if not cpu.has_cuda():
+        threads = max(1, (os.cpu_count() or 1) // (args.actor.num_nodes * args.actor.num_gpus_per_node))
+        environment |= {name: os.environ.get(name, value) for name, value in cpu.CPU_ENVIRONMENT.items()}
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+        if not os.environ.get("RAY_ADDRESS"):
+            # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each.
+            local = {"address": "local", "num_gpus": needed, "num_cpus": max(needed + 1, os.cpu_count() or 1)}
+            local["include_dashboard"] = False
+    ray.init(runtime_env={"env_vars": environment}, log_to_driver=args.logger.actor_logs, logging_level="warning", **local)
+    have = int(ray.cluster_resources().get("GPU", 0))
+    if have < needed:
+        raise RunError(
+            f"the run needs {needed} GPUs, the Ray cluster has {have}: lower --actor.num_gpus_per_node, "
+            "--vllm.num_engines or --ref.num_gpus_per_node, or share GPUs with --train.colocate_all"
+        )
+
+
+def gpus_needed(args) -> int:
+    actors = args.actor.num_nodes * args.actor.num_gpus_per_node
+    if args.train.colocate_all:
+        return actors
+    engines = 0 if args.apo.load_rollouts else args.vllm.num_engines * args.vllm.tensor_parallel_size
+    reference = 0
+    if _wants_reference(args) and not args.train.colocate_actor_ref:
+        reference = args.ref.num_nodes * args.ref.num_gpus_per_node
+    return actors + engines + reference
+
+
+def _wants_reference(args) -> bool:
+    return args.loss not in GROUP_LOSSES and args.algo.kl.init_coef > 0
+
+
+def _start_actors(args, strategy, max_steps: int, with_engine: bool):
+    """Policy group, reference group or None, and engine actors; all started at once, and waited for together."""
+    logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
+    num_actors = args.actor.num_nodes * args.actor.num_gpus_per_node
+    duplicates = args.ds.ring_attn_size * args.ds.tensor_parallel_size
+    shares = args.train.colocate_all or args.train.colocate_actor_ref
+    policy_pg = _bundles(args, num_actors)
+
+    engines = []
+    if with_engine:
+        colocated = args.train.colocate_all
+        pg = policy_pg if colocated else _bundles(args, args.vllm.num_engines * args.vllm.tensor_parallel_size)
+        engines = create_engines(args, policy_pg if colocated else None, pg)
+    actor = ray.remote(num_gpus=1)(PolicyActor)
+    fraction = 0.2 if shares else 1
+    policy = RayActorGroup(
+        args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates
+    )
+    reference = None
+    if _wants_reference(args):
+        reference = RayActorGroup(
+            args.ref.num_nodes,
+            args.ref.num_gpus_per_node,
+            ray.remote(num_gpus=1)(ReferenceActor),
+            policy_pg if shares else _bundles(args, args.ref.num_nodes * args.ref.num_gpus_per_node),
+            fraction,
+            duplicates,
+        )
+
+    model, timeout = args.actor.model_name_or_path, args.apo.timeout
+    # OpenRLHF's NCCL or CUDA-IPC sync needs the engines up before the policy joins their process group.
+    if cpu.has_cuda():
+        get_all([engine.ready.remote() for engine in engines], timeout, "the start of the vLLM engine")
+    waits = policy.async_init_model_from_pretrained(
+        strategy, model, max_steps, engines if engines and cpu.has_cuda() else None
+    )
+    if reference:
+        waits += reference.async_init_model_from_pretrained(strategy, model)
+    waits += [engine.ready.remote() for engine in engines]
+    get_all(waits, timeout, "the start of the policy and the engine")
+    return policy, reference, engines
+
+
+def _bundles(args, count: int) -> PlacementGroup:
+    pg = placement_group([{"GPU": 1, "CPU": 1}] * count, strategy="PACK")
+    get_all([pg.ready()], args.apo.timeout, f"Ray's placement of {count} GPUs")
+    return pg
+
+
+def _reward(args):
+    if args.reward.name == "math_verify":
+        return MathVerifyReward(args.reward.timeout)
+    return UpstreamReward(args.reward.remote_url, args.reward.timeout)

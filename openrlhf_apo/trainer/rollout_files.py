@@ -1,0 +1,41 @@
+"""Rollouts on disk: one JSON Lines file per rollout step, one sample per line (`--apo.save_rollouts`, `--apo.load_rollouts`)."""
+
+import json
+import os
+from pathlib import Path
+
+from openrlhf_apo.trainer.samples import Sample
+
+
+class RolloutFiles:
+    """`rollout_00001.jsonl` and so on in a directory; a file appears whole or not at all."""
+
+    def __init__(self, directory: str):
+        self.directory = Path(directory)
+
+    def __len__(self) -> int:
+        return len(list(self.directory.glob("rollout_*.jsonl")))
+
+    def write(self, step: int, samples: list[Sample]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self._path(step)
+        partial = path.with_suffix(".tmp")
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample.to_dict(), allow_nan=False) + "\n" for sample in samples)
+        os.replace(partial, path)
+
+    def read(self, step: int) -> list[Sample]:
+        """The samples of a rollout step (from 1). Raises ValueError naming the file for anything else than samples."""
+        path = self._path(step)
+        try:
+            with open(path, encoding="utf-8") as file:
+                samples = [Sample(**json.loads(line)) for line in file]
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a saved rollout: {error}") from None
+        for sample in samples:
+            if len(sample.rollout_log_probs) != len(sample.response_ids) or not isinstance(sample.reward, int | float):
+                raise ValueError(f"{path}: a sample of group {sample.group_id} has no reward or no log-probs")
+        return samples
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"rollout_{step:05d}.jsonl"

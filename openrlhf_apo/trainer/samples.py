@@ -1,0 +1,66 @@
+"""What a rollout is made of: prompts, samples, and the whole groups that every group objective needs."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt drawn from the data set. `group_id` numbers the draws of a run: the same prompt drawn again gets
+    another one."""
+
+    group_id: int
+    text: str
+    label: str
+    datasource: str
+
+
+@dataclass
+class Sample:
+    """One completion of one prompt. Log-probs are natural logarithms."""
+
+    group_id: int
+    prompt: str
+    label: str
+    datasource: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    response: str
+    rollout_log_probs: list[float]  # of each response token, as the engine sampled it
+    truncated: bool  # stopped by the length limit
+    reward: float | None = None  # None: not scored yet, or its scoring failed
+
+    @property
+    def total_length(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class GroupError(ValueError):
+    """A group that is partial or mixed: a group objective on it would be a different objective."""
+
+
+def whole_groups(samples: list[Sample], group_size: int) -> list[list[Sample]]:
+    """The samples by group, in order of first appearance.
+
+    Raises GroupError naming the prompt when a group has not exactly `group_size` samples or mixes prompts.
+    """
+    groups: dict[int, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group_id, []).append(sample)
+    for group_id, group in groups.items():
+        head = group[0].prompt[:80]
+        if len(group) != group_size:
+            raise GroupError(f"group {group_id} has {len(group)} of {group_size} samples (prompt {head!r})")
+        if any(sample.prompt != group[0].prompt for sample in group):
+            other = next(sample.prompt for sample in group if sample.prompt != group[0].prompt)
+            raise GroupError(f"group {group_id} mixes prompts {head!r} and {other[:80]!r}")
+        if not all(sample.response_ids for sample in group):
+            raise GroupError(f"group {group_id} has an empty response (prompt {head!r})")
+    return list(groups.values())
+
+
+def split_into_steps(groups: list[list[Sample]], groups_per_step: int) -> list[list[list[Sample]]]:
+    """Whole groups per optimizer step, in order; the last step is short when groups were dropped."""
+    return [groups[start : start + groups_per_step] for start in range(0, len(groups), groups_per_step)]

@@ -1,0 +1,71 @@
+"""One rollout of a token objective (GRPO, GSPO): OpenRLHF's experience maker and PPO step, unchanged."""
+
+import ray
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience, balance_experiences
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
+from openrlhf.trainer.ray.launcher import RayActorGroup
+
+from openrlhf_apo.trainer.learner import MicroBatch
+from openrlhf_apo.trainer.samples import Sample
+
+REPORTED = ("policy_loss", "kl", "ppo_kl", "ppo_clip_ratio", "entropy_loss", "return")
+
+
+class TokenUpdate:
+    def __init__(self, actors: RayActorGroup, reference: RayActorGroup | None, strategy, tokenizer):
+        self.args, self.actors, self.pad_token_id = strategy.args, actors, tokenizer.pad_token_id
+        kl = self.args.algo.kl
+        self.kl_controller = (
+            AdaptiveKLController(kl.init_coef, kl.target, kl.horizon) if kl.target else FixedKLController(kl.init_coef)
+        )
+        self.maker = RemoteExperienceMaker(actors, None, None, reference, self.kl_controller, strategy, tokenizer)
+
+    def run(self, groups: list[list[Sample]], rollout: int) -> dict[str, float]:
+        samples = [self._experience(sample) for group in groups for sample in group]
+        experiences = self.maker.make_experience_batch(samples)
+        mismatch = _mean_mismatch(experiences)
+        if self.args.train.dynamic_batch_enable:
+            experiences = balance_experiences(experiences, self.args)
+        ray.get(self.actors.async_run_method_batch(method_name="append", experience=experiences))
+        if self.args.ds.enable_sleep:
+            ray.get(self.actors.async_run_method("reload_states"))
+        status = ray.get(self.actors.async_run_method("fit", kl_ctl=self.kl_controller.value))[0]
+        if self.args.ds.enable_sleep:
+            ray.get(self.actors.async_run_method("offload_states"))
+        if "kl" in status:
+            self.kl_controller.update(status["kl"], len(samples))
+        varied = sum(len({sample.reward for sample in group}) > 1 for group in groups)
+        return {key: status[key] for key in REPORTED if key in status} | {
+            "grad_norm": status["actor_grad_norm"],
+            "lr": status["actor_lr"],
+            "zero_variance_fraction": 1.0 - varied / len(groups),
+            "rollout_mismatch": mismatch,
+        }
+
+    def _experience(self, sample: Sample) -> Experience:
+        batch = MicroBatch.of([sample], self.pad_token_id)
+        reward = torch.tensor([sample.reward])
+        return Experience(
+            sequences=batch.sequences,
+            attention_mask=batch.attention_mask,
+            action_mask=batch.action_mask,
+            rollout_log_probs=batch.rollout_log_probs,
+            prompts=[sample.prompt],
+            labels=[sample.label],
+            images=[None],
+            mm_train_inputs=[None],
+            rewards=reward,
+            scores=reward,
+            response_length=torch.tensor([len(sample.response_ids)]),
+            truncated=torch.tensor([sample.truncated]),
+            total_length=torch.tensor([float(sample.total_length)]),
+            info={"reward": reward},
+        )
+
+
+def _mean_mismatch(experiences: list[Experience]) -> float:
+    """Mean over tokens of |log π_θ − log π_engine|, nats; θ is still the weights that sampled."""
+    gap = sum(((e.action_log_probs - e.rollout_log_probs).abs() * e.action_mask).sum().item() for e in experiences)
+    return gap / sum(e.action_mask.sum().item() for e in experiences)
