@@ -1,0 +1,83 @@
+"""The guarded schedule: leave the mass-covering alpha_max only when confidence *and* reward rise.
+
+    p_t = max(0, tanh((R_t - b_(t-1)) / s_R))                  improvement over the baseline     (20)
+    b_t = (1 - lam) b_(t-1) + lam R_t                          baseline
+    a_t = alpha_max - (alpha_max - alpha_min) c_t p_t          c_t: confidence                   (22)
+    alpha_t = (1 - rho) alpha_(t-1) + rho a_t                  alpha_0 = alpha_max               (23)
+
+Reference: APO, arXiv 2512.22953, the paper's "legacy adaptive"; defaults are its values. Two things it leaves to us:
+
+b_0: the paper's zero makes the first reward an improvement. baseline_init="first" starts the baseline at the first
+R_t, "paper" at zero.
+
+s_R: "0.5, then a running std", no formula. reward_scale_mode="running" keeps the exponentially weighted deviation of
+R_t from that same baseline, s_t^2 = (1 - lam) (s_(t-1)^2 + lam (R_t - b_(t-1))^2) from s_0 = reward_scale: with one
+memory for both, a reward that drifts upwards all through training does not inflate its own yardstick. "fixed" keeps
+s_0. A step is judged by the s_R of the steps before it, as it is by their b.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from openrlhf_apo.objectives.checks import check_choice, check_number
+
+from .controller import AlphaController, check_bounds
+from .signals import AlphaSignals
+
+MIN_REWARD_SCALE = 1e-8  # a reward that never changes shrinks s_R towards zero, and (20) divides by it
+
+
+@dataclass(eq=False)
+class GuardedAlpha(AlphaController):
+    """alpha_max, alpha_min: bounds in (0, 1). rho in (0, 1]: weight of the new alpha, 1.0 for no smoothing.
+    lam in (0, 1): weight of the new reward in the baseline. reward_scale: s_0, in units of reward.
+    A bad setting raises ValueError naming the field.
+    """
+
+    alpha_max: float = 0.9
+    alpha_min: float = 0.35
+    rho: float = 0.1
+    lam: float = 0.1
+    reward_scale: float = 0.5
+    reward_scale_mode: Literal["running", "fixed"] = "running"
+    baseline_init: Literal["first", "paper"] = "first"
+
+    def __post_init__(self):
+        check_bounds(self.alpha_max, self.alpha_min)
+        check_number("rho", self.rho, "(0, 1]")
+        check_number("lam", self.lam, "(0, 1)")
+        check_number("reward_scale", self.reward_scale, "(0, inf)")
+        check_choice("reward_scale_mode", self.reward_scale_mode, ("running", "fixed"))
+        check_choice("baseline_init", self.baseline_init, ("first", "paper"))
+        self._state = {
+            "alpha": self.alpha_max,
+            "reward_baseline": 0.0 if self.baseline_init == "paper" else None,
+            "reward_scale": self.reward_scale,
+        }
+        self.metrics = {}
+
+    def step(self, signals: AlphaSignals) -> float:
+        """Needs mean_reward and confidence. The baseline and scale in `metrics` are those this step was judged by."""
+        alpha, baseline, scale = (self._state[key] for key in ("alpha", "reward_baseline", "reward_scale"))
+        if baseline is None:
+            baseline = signals.mean_reward
+        confidence = min(max(signals.confidence, 0.0), 1.0)  # measured in float32, it may miss [0, 1] by a rounding
+        surprise = signals.mean_reward - baseline
+        improvement = max(0.0, math.tanh(surprise / scale))
+
+        target = self.alpha_max - (self.alpha_max - self.alpha_min) * confidence * improvement
+        alpha += self.rho * (target - alpha)
+        self.metrics = {
+            "alpha": alpha,
+            "confidence": confidence,
+            "improvement": improvement,
+            "reward_baseline": baseline,
+            "reward_scale": scale,
+        }
+
+        baseline += self.lam * surprise
+        if self.reward_scale_mode == "running":
+            scale = max(math.sqrt((1 - self.lam) * (scale**2 + self.lam * surprise**2)), MIN_REWARD_SCALE)
+        self._state = {"alpha": alpha, "reward_baseline": baseline, "reward_scale": scale}
+        return alpha

@@ -1,0 +1,73 @@
+"""APO: pull the anchored policy p towards the target q by an alpha-divergence.
+
+    L = D_alpha(q || p),  p = softmax((l - l^anchor) / tau_anc)                                        (2, 3, 7)
+    c_i = dL/dl_i = -(w_i - p_i sum_j w_j) / (alpha tau_anc),  w_i = p_i r_i^alpha,  r = q/p           (11)
+    with weight_clip:  w_i = p_i clip(r_i^alpha, w_min, w_max), in the gradient only                   (24)
+
+c is all that training needs: the gradient of the loss is sum_i c_i grad l_i, whatever the batching. Over a group, c
+sums to zero. At the anchor, l = l^anchor, -c_i = P^(alpha-1) (q_i^alpha - mean_j q_j^alpha) / (alpha tau_anc): not
+zero, but REINFORCE with a warped advantage; with A_i / (P tau_anc beta_r), the plain z-score, as alpha -> 0.
+
+Reference: APO, arXiv 2512.22953. Defaults are the paper's: tau_anc = 0.8, no clip (the paper names no values for one).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .checks import check_number
+from .divergence import alpha_divergence, prepare, tilt
+from .policy import anchored_log_policy
+
+
+@dataclass(frozen=True)
+class AlphaDivergenceLoss:
+    """The loss of each group and its exact derivative in the sequence log-probabilities.
+
+    tau_anc: temperature of the anchored policy. weight_clip: (w_min, w_max) with w_min <= 1 <= w_max, or None.
+    A bad setting raises ValueError naming the field.
+    """
+
+    tau_anc: float = 0.8
+    weight_clip: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        check_number("tau_anc", self.tau_anc, "(0, inf)")
+        if self.weight_clip is None:
+            return
+        if not isinstance(self.weight_clip, (tuple, list)) or len(self.weight_clip) != 2:
+            raise ValueError(f"weight_clip must be a pair (w_min, w_max), got {self.weight_clip!r}")
+        w_min, w_max = self.weight_clip
+        check_number("weight_clip w_min", w_min, "(0, 1]")
+        check_number("weight_clip w_max", w_max, "[1, inf)")
+        if w_min == w_max:
+            raise ValueError("weight_clip (1, 1) removes the whole gradient; leave room on one side of 1")
+
+    def __call__(self, log_ratio: torch.Tensor, log_q: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
+        """log_ratio[G, P] [nats], log_q[G, P], alpha (float or [G], in [0, 1]) -> D_alpha(q || p) [G], float64.
+
+        The value is never clipped. The gradient, in log_ratio only, is `coefficients`: q is a constant.
+        """
+        log_ratio = log_ratio.double()
+        coefficients = self.coefficients(log_ratio, log_q, alpha)
+        with torch.no_grad():
+            value = alpha_divergence(log_q, anchored_log_policy(log_ratio, self.tau_anc), alpha)
+        # The added term is zero; it carries the gradient.
+        return value + (coefficients * (log_ratio - log_ratio.detach())).sum(dim=-1)
+
+    @torch.no_grad()
+    def coefficients(self, log_ratio: torch.Tensor, log_q: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
+        """c[G, P] = dL/dl, float64, same arguments as the loss; p (log(p/q) - KL(p || q)) / tau_anc at alpha = 0."""
+        log_q, log_p, alpha = prepare(log_q, anchored_log_policy(log_ratio, self.tau_anc), alpha)
+        log_r = log_q - log_p
+        if self.weight_clip is not None:  # clipping r^alpha is clipping log r
+            low, high = (math.log(w) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny) for w in self.weight_clip)
+            log_r = log_r.clamp(low, high)
+        # (w - p) / alpha instead of w / alpha gives the same c, as p sums to one, and stays exact near q = p.
+        pull = tilt(log_p, log_r, alpha)
+        c = (log_p.exp() * pull.sum(dim=-1, keepdim=True) - pull) / self.tau_anc
+        # Where p has nearly all its mass on one completion, that one's c is lost to rounding, and the others' are not.
+        top = log_p.argmax(dim=-1, keepdim=True)
+        c.scatter_(-1, top, 0.0)
+        return c.scatter_(-1, top, -c.sum(dim=-1, keepdim=True))

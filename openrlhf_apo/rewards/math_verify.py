@@ -1,0 +1,181 @@
+r"""The reward for mathematics: 1.0 where a completion's final answer equals the gold answer, else 0.0.
+
+Equality is that of the math-verify library (https://github.com/huggingface/Math-Verify), run in worker processes that
+are killed when an answer takes too long (`pool.py`). There are two readings of "the final answer":
+
+- "strict": the content of the last `\boxed{...}`, nothing else. The one to train with: a policy gains nothing by
+  scattering numbers over its text.
+- "lenient": the last `\boxed{...}` where there is one, else what follows `####` or "the answer is", else the last
+  number or expression in the text. For the answers of models that were never told to box.
+
+So `\frac{3}{4}` equals `0.75`; `1,234` equals `1234`; `18`, `18.0` and `\$18` are equal, and so are `20\%`, `20` and
+`0.2`. Different roundings (`0.3333` for `\frac{1}{3}`) are not equal.
+
+OpenRLHF can load this file by path too: `--reward.remote_url openrlhf_apo/rewards/math_verify.py`.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from math_verify import parse, verify
+
+from openrlhf_apo.rewards.pool import shared_counts, shared_pool
+
+logger = logging.getLogger(__name__)
+# It warns that its own time limit, a signal.alarm, is off: the pool's limit is the one that holds.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+GRADER = "openrlhf_apo.rewards.math_verify:grade"  # by name: no worker could import a module that was loaded by path
+WORKERS = 2
+MAX_CHARS = 20_000  # only this much of a completion's end is read: final answers are at the end
+PROMPT_TAIL = 32  # characters: "<|im_end|>\n<|im_start|>assistant\n" and the like
+
+
+class Grade(NamedTuple):
+    """The score of one answer, 1.0 or 0.0, and how it was found: "ok", or why it had to be 0.0: "timeout", "crash"
+    or "error" (see `pool.Result`)."""
+
+    score: float
+    outcome: str
+
+
+# ---- in the trainer or the engine ----
+
+
+def reward_func(queries, prompts, labels, mode="strict", timeout=5.0, **kwargs) -> dict:
+    """OpenRLHF 0.11.2's reward file convention (`openrlhf/utils/agent.py`), called from any thread.
+
+    queries: N decoded texts, prompt and response together, special tokens included. labels: N gold answers.
+    Returns "rewards" and "scores", both [N], 1.0 or 0.0, and "extra_logs" with three [N] indicators of failed grading.
+    """
+    import torch  # here, because every worker imports this module and none needs torch
+
+    completions = [_completion(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
+    golds = [str(label) if isinstance(label, int | float) else label for label in labels]
+    grades = grade_many(completions, golds, mode, timeout)
+    scores = torch.tensor([grade.score for grade in grades])
+    failures = {
+        f"verifier_{failure}": torch.tensor([float(grade.outcome == failure) for grade in grades])
+        for failure in ("timeout", "crash", "error")
+    }
+    return {"rewards": scores, "scores": scores, "extra_logs": failures}
+
+
+def score_many(
+    completions: Sequence[str],
+    golds: Sequence[str],
+    mode: str = "strict",
+    timeout: float = 5.0,
+    workers: int = WORKERS,
+) -> list[float]:
+    """1.0 for each completion whose final answer equals its gold answer, else 0.0. Arguments as in `grade_many`."""
+    return [grade.score for grade in grade_many(completions, golds, mode, timeout, workers)]
+
+
+def grade_many(
+    completions: Sequence[str],
+    golds: Sequence[str],
+    mode: str = "strict",
+    timeout: float = 5.0,
+    workers: int = WORKERS,
+) -> list[Grade]:
+    r"""Grade completions[i] against golds[i] in worker processes shared by all of this process's threads.
+
+    completions: the model's texts; the last MAX_CHARS characters of each are read.
+    golds: numbers or LaTeX without dollar signs ("18", "\frac{3}{4}").
+    mode: "strict" or "lenient", see above. timeout: seconds per answer, after which it scores 0.0.
+    Raises ValueError for a bad argument and RuntimeError when no worker can start. No answer raises.
+    """
+    if mode not in ("strict", "lenient"):
+        raise ValueError(f"mode must be 'strict' or 'lenient', got {mode!r}")
+    if len(completions) != len(golds):
+        raise ValueError(f"completions and golds must be equally many, got {len(completions)} and {len(golds)}")
+    for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
+        if not isinstance(completion, str):
+            raise ValueError(f"completions[{i}] must be a string, got {completion!r}")
+        if not isinstance(gold, str) or not gold.strip():
+            raise ValueError(f"golds[{i}] must be a non-empty string, got {gold!r}; check the data's label column")
+
+    calls = [(completion[-MAX_CHARS:], gold, mode) for completion, gold in zip(completions, golds, strict=True)]
+    grades = []
+    for (text, gold, _), (score, outcome) in zip(calls, shared_pool(GRADER, workers).map(calls, timeout), strict=True):
+        if outcome != "ok":
+            start = max(text.rfind(r"\boxed{"), 0)
+            logger.warning(
+                "verifier %s (limit %g s), scored 0: answer %r, %d characters, gold %r",
+                *(outcome, timeout, text[start : start + 80], len(text) - start, gold[:80]),
+            )
+        grades.append(Grade(score if outcome == "ok" else 0.0, outcome))
+    return grades
+
+
+def counts() -> Counter[str]:
+    """How many answers this process has graded so far, by outcome."""
+    return shared_counts(GRADER)
+
+
+def _completion(query: str, prompt: str) -> str:
+    """The response in `query`. The prompt may itself show a boxed answer, which must never be graded."""
+    if query.startswith(prompt):
+        return query[len(prompt) :]
+    # The prompt was cut on the left or changed on its way through the tokenizer; its end is the part that survives.
+    # Were the response to repeat it, the last place still leaves nothing but response.
+    tail = prompt[-PROMPT_TAIL:]
+    _, found, response = query.rpartition(tail)
+    if not found:
+        raise ValueError(f"cannot tell the response from its prompt: {query[:80]!r}... does not contain {tail!r}")
+    return response
+
+
+# ---- in a worker ----
+
+
+def grade(completion: str, gold: str, mode: str) -> float:
+    """1.0 or 0.0. May take for ever, all memory or the process: call it through the pool."""
+    boxed = last_boxed(completion)
+    if boxed is not None:
+        answer = _box(boxed)
+    elif mode == "lenient":
+        answer = completion.rpartition("####")[2]
+    else:
+        return 0.0
+    # Either side may leave a percent sign out. math-verify itself agrees where the numbers are integers.
+    return float(_equal(answer, gold) or ("%" in answer + gold and _equal(_no_percent(answer), _no_percent(gold))))
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}`, braces balanced; None where there is none or it is not closed."""
+    start = text.rfind(r"\boxed{")
+    if start < 0:
+        return None
+    start += len(r"\boxed{")
+    depth = 1
+    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # "\{" and "\}" are text, not braces
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return text[start : start + brace.start()]
+    return None
+
+
+def _equal(answer: str, gold: str) -> bool:
+    return verify(_parse_gold(gold), parse(answer, parsing_timeout=None), timeout_seconds=None, raise_on_error=True)
+
+
+@lru_cache(maxsize=1024)
+def _parse_gold(gold: str) -> list:
+    parsed = parse(_box(gold), parsing_timeout=None)  # cached, because the completions of a prompt share it
+    if not parsed:
+        raise ValueError(f"no answer in gold {gold!r}")  # or every completion would quietly be wrong
+    return parsed
+
+
+def _box(answer: str) -> str:
+    return rf"\boxed{{{answer.rstrip(' .')}}}"
+
+
+def _no_percent(text: str) -> str:
+    return re.sub(r"\\?%", "", text)

@@ -1,0 +1,139 @@
+"""Ranks without Ray: every process runs the same driver code and computes its own share, as a PolicyHandle.
+
+Run by test_exactness.py: `python tests/spmd.py JOB.json`, once per rank with RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT set. The job names model, samples, and a list of cases (ZeRO stage, micro-batch size); rank 0 writes, per
+case, each step's gradient and the final weights.
+"""
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+from openrlhf_apo import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: E402
+from openrlhf.models import Actor  # noqa: E402
+
+from openrlhf_apo.alpha import GuardedAlpha  # noqa: E402
+from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder  # noqa: E402
+from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
+from openrlhf_apo.trainer.group_update import Anchor, GroupUpdate  # noqa: E402
+from openrlhf_apo.trainer.handles import StepReport  # noqa: E402
+from openrlhf_apo.trainer.layout import make_layout  # noqa: E402
+from openrlhf_apo.trainer.learner import GroupLearner  # noqa: E402
+from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
+from openrlhf_apo.trainer.samples import whole_groups  # noqa: E402
+from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
+
+ADAM = {"lr": 2e-2, "betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
+
+
+class SpmdPolicy:
+    """PolicyHandle in which the calling process is one of the ranks."""
+
+    def __init__(self, learner: GroupLearner, micro_batch_size: int):
+        self.learner, self.micro_batch_size = learner, micro_batch_size
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.gradients: list[torch.Tensor] = []
+
+    def load_steps(self, steps):
+        self.sizes = [len(step) for step in steps]
+        self.layouts = [make_layout([s.total_length for s in step], self.world, self.micro_batch_size) for step in steps]
+        self.learner.load_steps(
+            [
+                [[step[i] for i in micro_batch] for micro_batch in layout.micro_batches[self.rank]]
+                for step, layout in zip(steps, self.layouts, strict=True)
+            ]
+        )
+
+    def log_prob_sums(self, step, weights="policy"):
+        return self._merge(step, self.learner.log_prob_sums(step, weights))
+
+    def apply_coefficients(self, step, coefficients):
+        share = self.layouts[step].share(coefficients.tolist(), self.rank)
+        report = self.learner.apply_coefficients(step, share)
+        self.gradients.append(full_state(self.learner.actor.model, "exp_avg"))
+        return StepReport(self._merge(step, report.log_prob_sums), report.grad_norm, report.lr, report.mismatch_sum)
+
+    def update_anchor(self, beta):
+        self.learner.anchor.update(self.learner.actor, beta)
+
+    def _merge(self, step, mine):
+        everyone = [None] * self.world
+        dist.all_gather_object(everyone, mine)
+        return torch.tensor(self.layouts[step].merge(everyone, self.sizes[step]), dtype=torch.float64)
+
+
+def full_state(engine, name: str | None) -> torch.Tensor:
+    """One vector of an optimizer state (or the weights, for None) over all parameters, whatever the sharding."""
+    parts = []
+    for parameter in engine.module.parameters():
+        if engine.zero_optimization():
+            value = safe_get_full_optimizer_state(parameter, name) if name else safe_get_full_fp32_param(parameter)
+        else:
+            value = engine.optimizer.state[parameter][name] if name else parameter
+        parts.append(value.detach().float().flatten().clone())
+    return torch.cat(parts)
+
+
+def settings(job: dict, zero_stage: int, micro_batch_size: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        local_rank=-1,
+        train=SimpleNamespace(
+            seed=0, full_determinism_enable=False, micro_batch_size=micro_batch_size, batch_size=job["step_size"]
+        ),
+        actor=SimpleNamespace(max_norm=0.0),
+        ds=SimpleNamespace(zero_stage=zero_stage, param_dtype="fp32"),
+    )
+
+
+def run_case(job: dict, zero_stage: int, micro_batch_size: int) -> dict:
+    strategy = ApoStrategy(settings(job, zero_stage, micro_batch_size), unmanaged_accumulation=True)
+    strategy.setup_distributed()
+
+    def load(config):
+        return Actor(job["model"], attn_implementation="sdpa", param_dtype="fp32", ds_config=config)
+
+    optimizer = {
+        "optim": "adam",
+        "adam": ADAM,
+        "lr_scheduler": "constant",
+        "max_norm": 0.0,
+        "scheduler_steps": 100,
+    }
+    actor, _, scheduler = strategy.prepare((load(strategy.get_ds_train_config()), optimizer))
+    anchor = None
+    if job["anchor"] != "rollout":
+        anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
+    policy = SpmdPolicy(GroupLearner(strategy, actor, scheduler, pad_token_id=0, anchor=anchor), micro_batch_size)
+    update = GroupUpdate(
+        policy,
+        Anchor(policy, job["anchor"], interval=2, beta=0.5),
+        GuardedAlpha(),
+        GroupTargetBuilder(),
+        AlphaDivergenceLoss(),
+        groups_per_step=job["step_size"] // job["group_size"],
+        epochs=job["epochs"],
+        vocab_size=128,
+    )
+    metrics = []
+    for rollout in range(job["rollouts"]):
+        samples = RolloutFiles(job["samples"]).read(rollout + 1)
+        metrics.append(update.run(whole_groups(samples, job["group_size"]), rollout))
+    weights = full_state(actor.model, None)
+    return {"gradients": policy.gradients, "weights": weights, "metrics": metrics}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with open(sys.argv[1]) as file:
+        job = json.load(file)
+    for case in job["cases"]:
+        result = run_case(job, case["zero_stage"], case["micro_batch_size"])
+        if int(os.environ["RANK"]) == 0:
+            torch.save(result, case["out"])

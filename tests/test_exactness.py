@@ -1,0 +1,216 @@
+"""The promise of the project: an optimizer step does not depend on micro-batching, accumulation, sharding or ranks.
+
+Every case is compared with a reference that knows none of them: Algorithm 1 in one process, with ordinary autograd
+through whole groups. P = 8, fp32, four optimizer steps on one rollout; Adam's eps is raised to 1e-2 so that its
+sign-like update does not amplify rounding, and the learning rate moves weights by more than 1e-3.
+"""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import GroupError, Sample, whole_groups
+
+P, GROUPS, GROUPS_PER_STEP = 8, 16, 4
+TAU, BETA, ALPHA_MAX, ALPHA_MIN, RHO, LAM = 0.8, 1.0, 0.9, 0.35, 0.1, 0.1
+ADAM = {"lr": 2e-2, "betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory) -> str:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    config = Qwen3Config(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        tie_word_embeddings=False,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    return str(path)
+
+
+def random_samples(seed: int) -> list[Sample]:
+    """Groups of graded rewards and uneven lengths, one group of equal rewards among them."""
+    rng = random.Random(seed)
+    samples = []
+    for group in range(GROUPS):
+        prompt = [rng.randrange(2, 128) for _ in range(rng.randrange(2, 9))]
+        for _ in range(P):
+            response = [rng.randrange(2, 128) for _ in range(rng.randrange(1, 20))]
+            reward = 1.0 if group == 3 else rng.choice([0.0, 0.25, 0.5, 1.0])
+            samples.append(
+                Sample(group, f"p{group}", "", "t", prompt, response, "", [-1.0] * len(response), False, reward)
+            )
+    return samples
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("rollouts")
+    for step in (1, 2, 3):
+        RolloutFiles(str(path)).write(step, random_samples(step))
+    return str(path)
+
+
+def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout", epochs=1) -> dict:
+    """Algorithm 1 of arXiv 2512.22953 with several updates per rollout, in one process and plain torch."""
+    from transformers import AutoModelForCausalLM
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+
+    model, anchor_model = load(), load()
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAM)
+
+    def log_prob_sums(net, group):  # -> ℓ[P]
+        sums = []
+        for s in group:  # one sequence at a time: no padding either
+            ids = torch.tensor([s.prompt_ids + s.response_ids])
+            log_probs = net(ids).logits[0, :-1].log_softmax(-1)
+            picked = log_probs.gather(-1, ids[0, 1:, None])[:, 0]
+            sums.append(picked[len(s.prompt_ids) - 1 :].double().sum())
+        return torch.stack(sums)
+
+    alpha, baseline, scale = ALPHA_MAX, None, 0.5
+    gradients, alphas = [], []
+    for rollout in range(num_rollouts):
+        samples = RolloutFiles(rollouts).read(rollout + 1)
+        groups = [samples[k : k + P] for k in range(0, len(samples), P)]
+        steps = [groups[k : k + GROUPS_PER_STEP] for k in range(0, GROUPS, GROUPS_PER_STEP)]
+        if anchor == "rollout" or (anchor == "lagged" and rollout % 2 == 0):
+            anchor_model.load_state_dict(model.state_dict())
+        for update in range(epochs * len(steps)):
+            step = steps[update % len(steps)]
+            u = []
+            for group in step:
+                with torch.no_grad():
+                    start = log_prob_sums(anchor_model, group)
+                u.append((log_prob_sums(model, group) - start) / TAU)
+            log_p = torch.stack(u).log_softmax(-1)
+            rewards = torch.tensor([[s.reward for s in group] for group in step], dtype=torch.float64)
+            z = (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True, correction=0) + 1e-6)
+            q = (z / BETA).softmax(-1)
+
+            p = log_p.detach().exp()
+            confidence = 1 - (-(p * p.log()).sum(-1) / math.log(P)).mean().item()
+            r = rewards.mean().item()
+            baseline = r if baseline is None else baseline
+            improvement = max(0.0, math.tanh((r - baseline) / scale))
+            scale = math.sqrt((1 - LAM) * (scale**2 + LAM * (r - baseline) ** 2))
+            baseline = (1 - LAM) * baseline + LAM * r
+            target = ALPHA_MAX - (ALPHA_MAX - ALPHA_MIN) * confidence * improvement
+            alpha = (1 - RHO) * alpha + RHO * target
+            alphas.append(alpha)
+
+            divergence = (1 - (q**alpha * (log_p * (1 - alpha)).exp()).sum(-1)) / (alpha * (1 - alpha))
+            optimizer.zero_grad()
+            divergence.mean().backward()
+            gradients.append(torch.cat([w.grad.flatten().clone() for w in model.parameters()]))
+            optimizer.step()
+            if anchor == "ema":
+                with torch.no_grad():
+                    for old, new in zip(anchor_model.parameters(), model.parameters(), strict=True):
+                        old.lerp_(new, 0.5)
+    weights = torch.cat([w.detach().flatten() for w in model.parameters()])
+    start = torch.cat([w.detach().flatten() for w in load().parameters()])
+    return {"gradients": gradients, "weights": weights, "start": start, "alphas": alphas}
+
+
+def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **job) -> list[dict]:
+    """Run tests/spmd.py on `ranks` processes; one result per case (ZeRO stage, micro-batch size)."""
+    job = {
+        "model": model_path,
+        "samples": rollouts,
+        "group_size": P,
+        "step_size": P * GROUPS_PER_STEP,
+        "anchor": "rollout",
+        "epochs": 1,
+        "rollouts": 1,
+    } | job
+    job["cases"] = [
+        {"zero_stage": stage, "micro_batch_size": size, "out": str(tmp_path / f"{ranks}_{stage}_{size}.pt")}
+        for stage, size in cases
+    ]
+    path = tmp_path / f"job_{ranks}.json"
+    path.write_text(json.dumps(job))
+    port = str(random.randrange(20000, 50000))
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("spmd.py")), str(path)],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
+    return [torch.load(case["out"], weights_only=True) for case in job["cases"]]
+
+
+def assert_same(result: dict, expected: dict) -> None:
+    assert len(result["gradients"]) == len(expected["gradients"])
+    for step, (got, want) in enumerate(zip(result["gradients"], expected["gradients"], strict=True)):
+        error = ((got - want).norm() / want.norm()).item()
+        assert error <= 1e-5, f"gradient of step {step}: {error:.1e}"
+    error = ((result["weights"] - expected["weights"]).norm() / expected["weights"].norm()).item()
+    assert error <= 1e-5, f"final weights: {error:.1e}"
+    alphas = [alpha for metrics in result["metrics"] for alpha in metrics["inner/alpha"]]
+    assert alphas == pytest.approx(expected["alphas"], abs=1e-7)
+
+
+@pytest.fixture(scope="module")
+def expected(model_path, rollouts) -> dict:
+    result = reference(model_path, rollouts)
+    moved = (result["weights"] - result["start"]).abs().max().item()
+    assert moved >= 1e-3, "the learning rate must move weights, or equality proves nothing"
+    return result
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_layout_takes_the_reference_step(tmp_path, model_path, rollouts, expected, ranks):
+    cases = [(stage, size) for stage in (0, 2, 3) for size in (1, 2, 3, 8)]
+    for case, result in zip(cases, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
+        print(f"ranks {ranks}, ZeRO {case[0]}, micro-batch {case[1]}")
+        assert_same(result, expected)
+
+
+@pytest.mark.parametrize("anchor", ["lagged", "ema", "reference"])
+@pytest.mark.parametrize("ranks, stage", [(1, 2), (2, 3)])
+def test_every_anchor_over_three_rollouts(tmp_path, model_path, rollouts, anchor, ranks, stage):
+    want = reference(model_path, rollouts, num_rollouts=3, anchor=anchor)
+    (got,) = spmd(tmp_path, model_path, rollouts, ranks, [(stage, 4)], anchor=anchor, rollouts=3)
+    assert_same(got, want)
+
+
+def test_several_epochs_on_one_rollout(tmp_path, model_path, rollouts):
+    want = reference(model_path, rollouts, epochs=2)
+    (got,) = spmd(tmp_path, model_path, rollouts, 2, [(2, 5)], epochs=2)
+    assert_same(got, want)
+
+
+def test_partial_and_mixed_groups_are_refused_by_name():
+    samples = random_samples(0)
+    with pytest.raises(GroupError, match=r"7 of 8 samples \(prompt 'p0'\)"):
+        whole_groups(samples[1:], P)
+    samples[0].prompt = "p1"
+    with pytest.raises(GroupError, match="mixes prompts 'p1' and 'p0'"):
+        whole_groups(samples, P)

@@ -1,0 +1,307 @@
+"""The report: one picture and one table from metrics.jsonl, for runs of every mode."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openrlhf_apo.cli.report import summary
+from openrlhf_apo.cli.report_figure import build_figure
+from openrlhf_apo.trainer.metrics import MetricsFile
+
+REPOSITORY = Path(__file__).parents[1]
+PHASES = {"generate": 0.55, "reward": 0.04, "log_probs": 0.08, "update": 0.25, "sync": 0.05}
+
+
+def synthetic_run(mode: str, n_steps: int = 120, seed: int = 0) -> list[dict]:
+    """Rows like those of a run of `mode` (guarded, ess, fixed, grpo) that learns: noisy, with evaluations."""
+    rng = np.random.default_rng(seed)
+    rows = [{"step": 0, "eval/pass1": 0.21, "time/eval": 1.4}]
+    alpha = baseline = None
+    for step in range(1, n_steps + 1):
+        progress = 1 / (1 + math.exp(-6 * (step / n_steps - 0.4)))
+        reward = float(np.clip(0.2 + 0.5 * progress + 0.05 * rng.normal(), 0, 1))
+        row = {
+            "step": step,
+            "reward_mean": reward,
+            "reward_std": 0.4,
+            "zero_variance_fraction": float(np.clip(0.25 + 0.3 * progress + 0.08 * rng.normal(), 0, 1)),
+            "truncated_fraction": float(np.clip(0.12 * (1 - progress) + 0.02 * rng.normal(), 0, 1)),
+            "rollout_mismatch": 0.004 + 0.001 * abs(rng.normal()),
+            "grad_norm": float(np.exp(0.3 * rng.normal() - 0.5 * progress)) * (12 if rng.random() < 0.03 else 1),
+            "response_length": 96 - 30 * progress + 4 * rng.normal(),
+            "reward_failures": 0,
+            "tokens_per_s": 900 + 60 * rng.normal(),
+        }
+        row |= {f"time/{phase}": mean * (1 + 0.1 * rng.normal()) for phase, mean in PHASES.items()}
+        if step % 20 == 0:
+            row["eval/pass1"] = 0.21 + 0.45 * progress
+            row["time/eval"] = 1.4
+        row["time/step"] = sum(value for key, value in row.items() if key.startswith("time/")) + 0.05
+        if mode != "grpo":
+            spread = 0.25 + 0.35 * progress
+            inner = [0.0] + [float(spread * k / 3 * (1 + 0.1 * rng.normal())) for k in (1, 2, 3)]
+            row |= {
+                "log_ratio_std": float(np.mean(inner)),
+                "inner/log_ratio_std": inner,
+                "divergence": 0.3 - 0.12 * progress + 0.02 * rng.normal(),
+                "entropy_p": 1 - 0.1 * progress * (1 + 0.1 * rng.normal()),
+                "entropy_q": 0.82 - 0.06 * progress + 0.015 * rng.normal(),
+                "max_weight": 0.4,
+                "ess": float(np.clip(0.5 + 0.25 * progress + 0.04 * rng.normal(), 0.1, 1)),
+                "alpha": 0.6,
+            }
+        if mode == "guarded":
+            confidence = [float(min(1, value * (0.5 + progress))) for value in inner]
+            baseline = reward if baseline is None else 0.95 * baseline + 0.05 * reward
+            improvement = max(0.0, math.tanh((reward - baseline) / 0.12))
+            alphas = []
+            for value in confidence:
+                alpha = 0.9 if alpha is None else 0.9 * alpha + 0.1 * (0.9 - 0.55 * value * improvement)
+                alphas.append(alpha)
+            row |= {
+                "alpha": float(np.mean(alphas)),
+                "inner/alpha": alphas,
+                "confidence": float(np.mean(confidence)),
+                "inner/confidence": confidence,
+                "improvement": improvement,
+                "reward_baseline": baseline,
+                "reward_scale": 0.12,
+            }
+        if mode == "ess":
+            target = float(np.clip(0.62 + 0.5 * progress + 0.06 * rng.normal(), 0.3, 1.0))
+            row["ess_outcome"] = "clamped_hi" if target > 0.9 else "clamped_lo" if target < 0.35 else "root"
+            alpha = target if alpha is None else 0.9 * alpha + 0.1 * min(0.9, max(0.35, target))
+            row |= {"alpha": alpha, "inner/alpha": [alpha] * 4}
+        rows.append(row)
+    return rows
+
+
+ALWAYS = [
+    "Rollout mismatch",
+    "Gradient norm",
+    "Response length",
+    "Samples that teach little",
+    "Where the time goes",
+]
+APO = [
+    "Effective sample size / P",
+    "Entropy over a group",
+    "Divergence to the target",
+    "Spread of the log-ratios",
+    *ALWAYS,
+]
+PANELS = {
+    "guarded": ["Reward", "Divergence order α", "What moves α", *APO],
+    "ess": ["Reward", "Divergence order α", *APO],
+    "fixed": ["Reward", "Divergence order α", *APO],
+    "grpo": ["Reward", *ALWAYS],
+}
+
+
+def save(run_dir, rows):
+    file = MetricsFile(run_dir / "metrics.jsonl")
+    for row in rows:
+        file.write(row)
+    return run_dir
+
+
+def run_python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+
+
+def report(*arguments):
+    return run_python("-m", "openrlhf_apo.cli.report", *map(str, arguments))
+
+
+def panel(figure, title):
+    return next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
+
+
+@pytest.mark.parametrize("mode", PANELS)
+def test_a_run_has_the_panels_of_its_mode_and_fills_the_page(mode, tmp_path):
+    figure, titles = build_figure({mode: synthetic_run(mode, n_steps=30)})
+    assert titles == PANELS[mode]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == titles
+    right_edges = [axes.get_position().x1 for axes in figure.axes]
+    assert right_edges[-1] == pytest.approx(max(right_edges))
+    figure.savefig(tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_written_on_the_page_covers_something_else():
+    """Titles, readings, legends and phase names, in the layouts with most and with fewest panels."""
+    for runs in (
+        {"guarded": synthetic_run("guarded")},
+        {mode: synthetic_run(mode) for mode in PANELS},
+        {f"a run with a long name {seed}": synthetic_run("grpo", 30, seed) for seed in range(10)},
+    ):
+        figure, _ = build_figure(runs)
+        figure.canvas.draw()
+        texts = [text for axes in figure.axes for text in (axes._left_title, *axes.texts)]
+        texts += [axes.get_legend() for axes in figure.axes if axes.get_legend()] + figure.texts + figure.legends
+        texts += panel(figure, "Where the time goes").get_yticklabels()
+        boxes = [(axes, axes.bbox) for axes in figure.axes]
+        boxes += [(text, text.get_window_extent()) for text in texts if text not in figure.axes[-1].texts]
+        for i, (text, box) in enumerate(boxes):
+            assert box.x0 >= 0 and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1, text
+            for other, other_box in boxes[:i]:
+                assert not box.overlaps(other_box), (text, other)
+
+
+def test_curves_show_what_was_measured():
+    rows = synthetic_run("guarded")
+    figure, _ = build_figure({"run": rows})
+    faint, bold = panel(figure, "Response length").lines
+    lengths = [row["response_length"] for row in rows[1:]]
+    assert faint.get_xdata().tolist() == list(range(1, 121))
+    assert faint.get_ydata().tolist() == lengths
+    assert bold.get_ydata()[60] == pytest.approx(np.mean(lengths[56:65]))
+
+    evaluations = panel(figure, "Reward").lines[-1]
+    assert evaluations.get_xdata().tolist() == [0, 20, 40, 60, 80, 100, 120]
+    assert evaluations.get_ydata()[0] == 0.21
+
+
+def test_values_inside_a_rollout_lie_between_its_step_and_the_next():
+    rows = synthetic_run("guarded", n_steps=3)
+    figure, _ = build_figure({"run": rows})
+    x, y = panel(figure, "Divergence order α").lines[0].get_data()
+    assert x[:5] == pytest.approx([1, 1.25, 1.5, 1.75, np.nan], nan_ok=True)
+    assert y[5:9] == pytest.approx(rows[2]["inner/alpha"])
+
+
+def test_clamped_steps_are_marked():
+    rows = synthetic_run("ess")
+    clamped = [row["step"] for row in rows if row.get("ess_outcome") == "clamped_hi"]
+    assert 0 < len(clamped) < 120
+
+    def marked(rows):
+        axes = panel(build_figure({"run": rows})[0], "Effective sample size / P")
+        return [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "^"]
+
+    assert marked(rows) == [clamped]
+    by_group = [row | {"ess_outcome": {"root": 1, row.get("ess_outcome", "root"): 2}} for row in rows]
+    assert marked(by_group) == [clamped]
+    axes = panel(build_figure({"run": rows})[0], "Effective sample size / P")
+    assert r"at $\alpha_{max}$" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_time_is_seconds_per_step_and_accounts_for_all_of_it():
+    rows = [
+        {"step": 0, "time/eval": 4.0},
+        {"step": 1, "time/generate": 2.0, "time/update": 1.0, "time/step": 3.5},
+        {"step": 2, "time/generate": 4.0, "time/checkpointing": 0.5, "time/step": 5.0},
+    ]
+    figure, titles = build_figure({"run": rows})
+    assert titles == ["Where the time goes"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert dict(zip(labels, widths, strict=True)) == {"generate": 3.0, "update": 0.5, "eval": 2.0, "other": 0.75}
+
+
+def test_a_gradient_spike_gets_a_log_axis():
+    calm = [{"step": step, "grad_norm": 1 + step / 100} for step in range(1, 20)]
+    figure, _ = build_figure({"run": calm})
+    assert figure.axes[0].get_yscale() == "linear"
+    figure, _ = build_figure({"run": [*calm, {"step": 20, "grad_norm": 300.0}]})
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_several_runs_share_the_panels_in_a_colour_each():
+    runs = {mode: synthetic_run(mode, n_steps=30) for mode in PANELS}
+    figure, titles = build_figure(runs)
+    assert titles == PANELS["guarded"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(runs)
+    colors = [line.get_color() for line in figure.legends[0].get_lines()]
+    assert len(set(colors)) == 4
+    bold = {line.get_color() for line in panel(figure, "Divergence order α").lines}
+    assert bold == set(colors[:3])
+
+
+def test_a_run_of_one_step_and_one_of_only_an_evaluation_can_be_drawn(tmp_path):
+    for rows, titles in (
+        ([{"step": 0, "eval/pass1": 0.2}], ["Reward"]),
+        (synthetic_run("guarded", n_steps=1), PANELS["guarded"]),
+    ):
+        figure, drawn = build_figure({"run": rows})
+        figure.savefig(tmp_path / "run.png")
+        assert drawn == titles
+
+
+def test_a_run_without_a_known_metric_is_refused():
+    with pytest.raises(ValueError, match="no metric to draw"):
+        build_figure({"run": [{"step": 1, "loss_of_face": 0.1}]})
+
+
+def test_the_table_compares_first_and_last(tmp_path):
+    rows = [{"step": 0, "eval/pass1": 0.25, "time/step": 5.0}]
+    rows += [
+        {"step": step, "reward_mean": step / 10, "alpha": 0.9, "time/step": 10.0, "tokens_per_s": 1200.0}
+        for step in range(1, 11)
+    ]
+    rows[-1] |= {"eval/pass1": 0.5, "alpha": 0.65}
+    run = save(tmp_path / "run", rows)
+    (run / "model").mkdir()
+    assert summary(run).splitlines() == [
+        "                    first     last   change",
+        "sampled reward      0.150    0.950   +0.800   mean over 2 of 10 steps",
+        "held-out pass@1     0.250    0.500   +0.250   greedy, after steps 0 and 10",
+        "α                   0.900    0.650   -0.250",
+        "",
+        "time             1 min 45 s, 10.00 s per step",
+        "speed            1,200 tokens/s",
+        f"checkpoint       {run}/model",
+        f"metrics          {run}/metrics.jsonl",
+    ]
+
+
+def test_the_table_of_a_run_that_has_only_been_evaluated(tmp_path):
+    run = save(tmp_path / "run", [{"step": 0, "eval/pass1": 0.25, "time/step": 5.0}])
+    assert "+0.000   greedy, after step 0 only" in summary(run)
+
+
+def test_command_draws_one_run_into_its_directory(tmp_path):
+    save(tmp_path / "first", synthetic_run("guarded", n_steps=10))
+    done = report(tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "first/report.png").stat().st_size > 10_000
+    assert "sampled reward" in done.stdout and "first/report.png" in done.stdout
+
+
+def test_command_lays_several_runs_over_each_other(tmp_path):
+    for name in ("a/run", "b/run"):
+        save(tmp_path / name, synthetic_run("fixed", n_steps=5))
+    done = report(tmp_path / "a/run", tmp_path / "b/run", "--out", tmp_path / "pictures/both.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pictures/both.png").stat().st_size > 10_000
+    assert not list(tmp_path.glob("*/run/*.png"))
+    assert done.stdout.count("sampled reward") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "does not exist"),
+        ("", "is empty"),
+        ('{"step": 1, "rew', "is empty"),
+        ('{"step": 1}\nnoise\n', "line 2: not valid JSON"),
+        ('{"step": 1}\n', "no metric to draw"),
+    ],
+)
+def test_command_without_metrics_says_so_in_one_line(tmp_path, content, complaint):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    done = report(tmp_path)
+    assert done.returncode == 2
+    assert complaint in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_importing_the_table_does_not_import_matplotlib():
+    code = "import openrlhf_apo.cli.report, sys; sys.exit('matplotlib' in sys.modules)"
+    assert run_python("-c", code).returncode == 0
