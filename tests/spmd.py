@@ -30,7 +30,7 @@ from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
 from openrlhf_apo.trainer.samples import whole_groups  # noqa: E402
 from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
 
-ADAM = {"lr": 2e-2, "betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
+ADAM = {"lr": 5e-3, "betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
 
 
 class SpmdPolicy:
@@ -71,6 +71,10 @@ class SpmdPolicy:
 
 def full_state(engine, name: str | None) -> torch.Tensor:
     """One vector of an optimizer state (or the weights, for None) over all parameters, whatever the sharding."""
+    if engine.zero_optimization_stage() in (1, 2):
+        # DeepSpeed linked the parameters to their optimizer states before the first step had made those.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
     parts = []
     for parameter in engine.module.parameters():
         if engine.zero_optimization():
@@ -122,7 +126,7 @@ def run_case(job: dict, zero_stage: int, micro_batch_size: int) -> dict:
         vocab_size=128,
     )
     metrics = []
-    for rollout in range(job["rollouts"]):
+    for rollout in range(job["num_rollouts"]):
         samples = RolloutFiles(job["samples"]).read(rollout + 1)
         metrics.append(update.run(whole_groups(samples, job["group_size"]), rollout))
     weights = full_state(actor.model, None)

@@ -81,9 +81,10 @@ def point_torch_cuda_at_the_cpu() -> None:
 
 def skip_deepspeed_shared_memory_build() -> None:
     """deepspeed/comm/torch.py:31,191: `TorchBackend` JIT-compiles a collective library; gloo serves as well."""
-    import deepspeed.comm.torch as upstream
+    import deepspeed.comm
 
-    upstream.build_shm_op = lambda: None
+    # Not `import deepspeed.comm.torch as ...`: that name is the torch library, imported there.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
 
 
 def keep_vllm_weights_unpacked() -> None:

@@ -82,7 +82,7 @@ class EngineRollouts:
             samples = self.engine.generate(self.prompts.draw(self.batch_size), self.settings)
         with clock("reward"):
             kept = self.scorer.score(samples)
-        if self.save_to:
+        if self.save_to is not None:
             self.save_to.write(step, kept)
         return kept
 

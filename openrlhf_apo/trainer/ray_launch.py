@@ -76,7 +76,7 @@ def train(args) -> None:
 
     scorer = Scorer(_reward(args), args.reward.max_failures)
     saved = RolloutFiles(args.apo.load_rollouts) if args.apo.load_rollouts else None
-    num_rollouts = len(saved) if saved else len(prompts) // args.rollout.batch_size
+    num_rollouts = len(saved) if saved is not None else len(prompts) // args.rollout.batch_size
     updates_per_rollout = args.rollout.batch_size * group_size // args.train.batch_size * args.train.max_epochs
 
     start_ray(args)
@@ -108,7 +108,7 @@ def train(args) -> None:
 
     rollouts = (
         FileRollouts(saved)
-        if saved
+        if saved is not None
         else EngineRollouts(
             prompts,
             args.rollout.batch_size,
@@ -118,7 +118,7 @@ def train(args) -> None:
             RolloutFiles(args.apo.save_rollouts) if args.apo.save_rollouts else None,
         )
     )
-    state = {"scorer": scorer} | ({"prompts": prompts} if prompts else {}) | ({"alpha": controller} if controller else {})
+    state = {"scorer": scorer} | ({"prompts": prompts} if prompts is not None else {}) | ({"alpha": controller} if controller else {})
     loaded = policy.trainer_state()
     for name, part in state.items():
         if loaded:
