@@ -30,7 +30,7 @@ from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
 from openrlhf_apo.trainer.samples import whole_groups  # noqa: E402
 from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
 
-ADAM = {"lr": 5e-3, "betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
+ADAM = {"betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
 
 
 class SpmdPolicy:
@@ -105,7 +105,7 @@ def run_case(job: dict, zero_stage: int, micro_batch_size: int) -> dict:
 
     optimizer = {
         "optim": "adam",
-        "adam": ADAM,
+        "adam": ADAM | {"lr": job["lr"]},
         "lr_scheduler": "constant",
         "max_norm": 0.0,
         "scheduler_steps": 100,

@@ -143,9 +143,9 @@ def _refuse_flags_without_effect(args: argparse.Namespace, given: set[str]) -> N
 def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     """Defaults that differ from OpenRLHF's: by loss, and without CUDA."""
     defaults: dict = {"vllm.num_engines": 0 if getattr(args, "apo.load_rollouts") else 1}
+    defaults["rollout.n_samples_per_prompt"] = 8
     if args.loss in flags.GROUP_LOSSES:
         defaults |= {"algo.advantage.estimator": "group_norm", "algo.kl.init_coef": 0.0}
-        defaults["rollout.n_samples_per_prompt"] = 8
     else:
         defaults |= flags.TOKEN_LOSSES[args.loss]
     gpus = getattr(args, "actor.num_gpus_per_node")

@@ -128,6 +128,9 @@ class Trainer:
         self.start_step = start_step
 
     def fit(self) -> None:
+        if self.start_step >= len(self.rollouts):
+            logger.info("nothing left to train: all %d rollout steps are done", len(self.rollouts))
+            return
         clock = Clock()
         if self.engine:
             self.engine.sync_weights()

@@ -58,7 +58,6 @@ class RolloutActor:
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=settings.max_new_tokens or settings.max_len - len(ids),
-                min_tokens=1,
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# bash examples/scripts/ray_job_submit.sh --config FILE.yaml [flags of the trainer]
+#
+# Submits the trainer as a Ray job: joins the head at RAY_ADDRESS (a dashboard address, http://host:8265), or starts one
+# here on the loopback interface and stops it again. Environment: RAY_ADDRESS, NUM_GPUS (the head's, when started
+# here; logical ones without CUDA: one per policy rank and engine, default 2).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+PYTHON=$PWD/.venv/bin/python
+RAY=$PWD/.venv/bin/ray
+if [[ -z ${RAY_ADDRESS:-} ]]; then
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 2))}
+    "$RAY" start --head --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1 --num-gpus "$NUM_GPUS" \
+        --num-cpus "$(($(nproc) > NUM_GPUS + 1 ? $(nproc) : NUM_GPUS + 1))" --disable-usage-stats
+    trap '"$RAY" stop >/dev/null' EXIT
+    RAY_ADDRESS=http://127.0.0.1:8265
+fi
+
+# A runtime env sends this checkout to the cluster; relative paths in the flags are relative to it.
+"$RAY" job submit --address "$RAY_ADDRESS" \
+    --runtime-env-json '{"working_dir": ".", "excludes": [".venv", ".git", "runs", "ckpt", ".cache"]}' \
+    -- "$PYTHON" -m openrlhf_apo.cli.train_apo_ray "$@"

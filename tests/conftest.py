@@ -1,0 +1,57 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real data; see docs/real_data.md."""
+    path = Path(os.environ.get("APO_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set APO_DATA_DIR")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """An untrained Qwen3-shaped model of 0.1 M parameters with a character tokenizer, for tests of the machinery."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    path = str(tmp_path_factory.mktemp("tiny_model"))
+    vocabulary = ["<|endoftext|>", "<|im_end|>", *"0123456789+-= \\boxed{}abcfghijklmnpqrstuvwyz\n"]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=vocabulary[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=vocabulary[1], pad_token=vocabulary[0]
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory) -> str:
+    """64 sums as prompts."""
+    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
+    rows = [{"prompt": f"{i % 8}+{i // 8}=", "label": str(i % 8 + i // 8)} for i in range(64)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
