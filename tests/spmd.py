@@ -43,7 +43,9 @@ class SpmdPolicy:
 
     def load_steps(self, steps):
         self.sizes = [len(step) for step in steps]
-        self.layouts = [make_layout([s.total_length for s in step], self.world, self.micro_batch_size) for step in steps]
+        self.layouts = [
+            make_layout([s.total_length for s in step], self.world, self.micro_batch_size) for step in steps
+        ]
         self.learner.load_steps(
             [
                 [[step[i] for i in micro_batch] for micro_batch in layout.micro_batches[self.rank]]

@@ -93,7 +93,10 @@ def test_token_losses_are_openrlhfs(base):
         (["--apo.anchor_beta", "0.5"], "--apo.anchor_beta has no effect with --apo.anchor rollout"),
         (["--critic.value_clip", "0.5"], "--critic.value_clip has no effect"),
         (["--algo.advantage.estimator", "rloo"], "no effect with --loss apo"),
-        (["--loss", "grpo", "--algo.advantage.estimator", "rloo"], "--loss grpo is --algo.advantage.estimator group_norm"),
+        (
+            ["--loss", "grpo", "--algo.advantage.estimator", "rloo"],
+            "--loss grpo is --algo.advantage.estimator group_norm",
+        ),
         (["--ds.packing_samples"], "--ds.packing_samples needs a GPU"),
         (["--vllm.enable_sleep"], "--vllm.enable_sleep needs a GPU"),
         (["--reward.remote_url", "x.py"], "choose one"),

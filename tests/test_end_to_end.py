@@ -19,13 +19,13 @@ from openrlhf_apo.trainer.metrics import read_metrics
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 MODULE = [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray"]
-DIGITS_REWARD = '''
+DIGITS_REWARD = """
 import torch
 
 def reward_func(queries, prompts, labels, **kwargs):
     rewards = [sum(c.isdigit() for c in query[len(prompt):]) / 16 for query, prompt in zip(queries, prompts)]
     return {"rewards": torch.tensor(rewards), "scores": torch.tensor(rewards)}
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,32 @@ def without_clock(rows: list[dict]) -> list[dict]:
     ]
 
 
-RESUMABLE = ["--ckpt.save_steps", "1", "--apo.anchor", "ema", "--apo.anchor_beta", "0.9", "--apo.confidence", "relative"]
+RESUMABLE = [
+    "--ckpt.save_steps",
+    "1",
+    "--apo.anchor",
+    "ema",
+    "--apo.anchor_beta",
+    "0.9",
+    "--apo.confidence",
+    "relative",
+]
 
 
 @pytest.fixture(scope="module")
 def guarded(flags, sums, tmp_path_factory) -> Path:
     """The uninterrupted run that others are compared with: guarded, EMA anchor, evaluations, saved rollouts."""
     out = tmp_path_factory.mktemp("guarded")
-    evaluation = ["--eval.dataset", sums, "--eval.steps", "3", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
+    evaluation = [
+        "--eval.dataset",
+        sums,
+        "--eval.steps",
+        "3",
+        "--eval.temperature",
+        "0",
+        "--eval.n_samples_per_prompt",
+        "1",
+    ]
     rows = succeed(flags, out, *RESUMABLE, *evaluation, "--apo.save_rollouts", str(out / "rollouts"))
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     return out
@@ -75,7 +93,8 @@ def test_guarded_run_writes_what_others_rely_on(guarded):
     rows = read_metrics(guarded / "metrics.jsonl")
     keys = """reward_mean reward_std alpha confidence improvement reward_baseline reward_scale ess divergence entropy_p
     entropy_q max_weight zero_variance_fraction log_ratio_std rollout_mismatch grad_norm response_length
-    truncated_fraction reward_failures tokens_per_s time/generate time/update inner/alpha inner/log_ratio_std""".split()
+    truncated_fraction reward_failures tokens_per_s time/generate time/update inner/alpha
+    inner/log_ratio_std""".split()
     for row in rows[1:]:
         assert [key for key in keys if key not in row] == []
         assert "ess_outcome" not in row
@@ -87,7 +106,16 @@ def test_guarded_run_writes_what_others_rely_on(guarded):
 
 
 def test_killed_and_resumed_run_logs_what_the_uninterrupted_one_logs(flags, sums, guarded, tmp_path):
-    evaluation = ["--eval.dataset", sums, "--eval.steps", "3", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
+    evaluation = [
+        "--eval.dataset",
+        sums,
+        "--eval.steps",
+        "3",
+        "--eval.temperature",
+        "0",
+        "--eval.n_samples_per_prompt",
+        "1",
+    ]
     more = [*RESUMABLE, *evaluation, "--ckpt.output_dir", str(tmp_path), "--ckpt.path", str(tmp_path / "ckpt")]
     process = subprocess.Popen([*MODULE, *flags, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     marker = tmp_path / "ckpt" / "_actor" / "latest"
@@ -112,7 +140,15 @@ def test_resume_at_the_end_does_nothing_and_says_so(flags, guarded):
 
 
 def test_two_ranks_train_the_weights_of_one(flags, guarded, tmp_path):
-    common = [*flags, "--apo.load_rollouts", str(guarded / "rollouts"), "--alpha_mode", "ess", "--actor.adam.eps", "1e-2"]
+    common = [
+        *flags,
+        "--apo.load_rollouts",
+        str(guarded / "rollouts"),
+        "--alpha_mode",
+        "ess",
+        "--actor.adam.eps",
+        "1e-2",
+    ]
     one = succeed(common, tmp_path / "one", "--ds.zero_stage", "0", "--train.micro_batch_size", "32")
     ranks = ["--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3", "--train.micro_batch_size", "3"]
     two = succeed(common, tmp_path / "two", *ranks)
@@ -125,7 +161,9 @@ def test_two_ranks_train_the_weights_of_one(flags, guarded, tmp_path):
 
 
 def test_ess_from_the_engine_on_two_ranks(flags, tmp_path):
-    rows = succeed(flags, tmp_path, "--alpha_mode", "ess", "--actor.num_gpus_per_node", "2", "--data.max_samples", "16")
+    rows = succeed(
+        flags, tmp_path, "--alpha_mode", "ess", "--actor.num_gpus_per_node", "2", "--data.max_samples", "16"
+    )
     assert {row["ess_outcome"] for row in rows} <= {"root", "clamped_hi", "clamped_lo", "skipped"}
     assert all("confidence" not in row for row in rows)
 

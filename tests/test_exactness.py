@@ -169,13 +169,13 @@ def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **jo
     return [torch.load(case["out"], weights_only=True) for case in job["cases"]]
 
 
-def assert_same(result: dict, expected: dict) -> None:
+def assert_same(result: dict, expected: dict, case: str = "") -> None:
     assert len(result["gradients"]) == len(expected["gradients"])
     for step, (got, want) in enumerate(zip(result["gradients"], expected["gradients"], strict=True)):
         error = ((got - want).norm() / want.norm()).item()
-        assert error <= 1e-5, f"gradient of step {step}: {error:.1e}"
+        assert error <= 1e-5, f"{case} gradient of step {step}: {error:.1e}"
     error = ((result["weights"] - expected["weights"]).norm() / expected["weights"].norm()).item()
-    assert error <= 1e-5, f"final weights: {error:.1e}"
+    assert error <= 1e-5, f"{case} final weights: {error:.1e}"
     alphas = [alpha for metrics in result["metrics"] for alpha in metrics["inner/alpha"]]
     assert alphas == pytest.approx(expected["alphas"], abs=1e-7)
 
@@ -191,9 +191,8 @@ def expected(model_path, rollouts) -> dict:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_layout_takes_the_reference_step(tmp_path, model_path, rollouts, expected, ranks):
     cases = [(stage, size) for stage in (0, 2, 3) for size in (1, 2, 3, 8)]
-    for case, result in zip(cases, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
-        print(f"ranks {ranks}, ZeRO {case[0]}, micro-batch {case[1]}")
-        assert_same(result, expected)
+    for (stage, size), result in zip(cases, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
+        assert_same(result, expected, f"ZeRO {stage}, micro-batch {size}")
 
 
 @pytest.mark.parametrize("anchor", ["lagged", "ema", "reference"])

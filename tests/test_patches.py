@@ -14,15 +14,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 # (package, file, text that the patch or the subclass relies on)
 UPSTREAM = [
-    ("openrlhf", "models/ring_attn_utils.py", "from flash_attn.bert_padding import index_first_axis, pad_input, rearrange, unpad_input\nfrom flash_attn.utils.distributed import all_gather\n"),
+    ("openrlhf", "models/ring_attn_utils.py", "import index_first_axis, pad_input, rearrange, unpad_input"),
     ("openrlhf", "models/actor.py", "from openrlhf.utils.utils import convert_to_torch_dtype"),
     ("openrlhf", "utils/deepspeed/deepspeed.py", "torch.cuda.set_device(local_rank)"),
     ("openrlhf", "trainer/ppo_utils/replay_buffer.py", 'torch.device(f"cuda:{torch.cuda.current_device()}")'),
     ("openrlhf", "utils/distributed_util.py", "torch.cuda.synchronize()"),
     ("openrlhf", "trainer/ray/vllm_worker_wrap.py", "def update_weight(self, name, dtype, shape, empty_cache=False):"),
-    ("openrlhf", "trainer/ray/ppo_actor.py", "engine.update_weight.remote(name, dtype=param.dtype, shape=shape, empty_cache=count == num_params)"),
+    ("openrlhf", "trainer/ray/ppo_actor.py", "engine.update_weight.remote(name, dtype=param.dtype, shape=shape, "),
     ("openrlhf", "trainer/ray/ppo_actor.py", "if self.vllm_engines is not None and not self.use_cuda_ipc"),
-    ("openrlhf", "utils/agent.py", "async def _fetch_rewards_via_func(self, queries_list, prompts_list, labels_list):"),
+    ("openrlhf", "utils/agent.py", "async def _fetch_rewards_via_func(self, queries_list, prompts_list"),
     ("deepspeed", "comm/torch.py", "self.shm_comm_op = build_shm_op()"),
     ("deepspeed", "runtime/engine.py", "torch_adam = optimizer_parameters.pop(TORCH_ADAM_PARAM, False)"),
     ("deepspeed", "runtime/engine.py", "def managed_gradient_accumulation(self):"),

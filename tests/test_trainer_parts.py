@@ -25,7 +25,9 @@ def test_layout_is_a_partition_with_equal_micro_batches(num_samples, num_ranks, 
     layout = make_layout(lengths, num_ranks, micro_batch_size)
     shapes = {tuple(len(batch) for batch in rank) for rank in layout.micro_batches}
     assert len(shapes) == 1 and all(0 < size <= micro_batch_size for size in shapes.pop())
-    owned = [i for r in range(num_ranks) for i, ghost in zip(layout.flat(r), layout.is_ghost[r], strict=True) if not ghost]
+    owned = [
+        i for r in range(num_ranks) for i, ghost in zip(layout.flat(r), layout.is_ghost[r], strict=True) if not ghost
+    ]
     assert sorted(owned) == list(range(num_samples))
     values = [float(i + 1) for i in range(num_samples)]
     shares = [layout.share(values, rank) for rank in range(num_ranks)]

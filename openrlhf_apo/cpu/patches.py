@@ -1,6 +1,6 @@
-"""The patches, one function each, with the upstream line it answers to (openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0).
+"""The patches: one function each, with the upstream line it answers to.
 
-`tests/test_patches.py` fails when one of those lines moves.
+openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0. `tests/test_patches.py` fails when one of those lines moves.
 """
 
 import importlib.machinery
@@ -81,7 +81,6 @@ def point_torch_cuda_at_the_cpu() -> None:
 
 def skip_deepspeed_shared_memory_build() -> None:
     """deepspeed/comm/torch.py:31,191: `TorchBackend` JIT-compiles a collective library; gloo serves as well."""
-    import deepspeed.comm
 
     # Not `import deepspeed.comm.torch as ...`: that name is the torch library, imported there.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None

@@ -6,7 +6,7 @@ GROUP_LOSSES = ("apo",)
 # Token objectives are OpenRLHF's own; each is what these of its flags select.
 TOKEN_LOSSES = {
     "grpo": {"algo.advantage.estimator": "group_norm"},
-    # GSPO's ratio is a length-normalised one: OpenRLHF's default clip of 0.2 would never bind (arXiv 2507.18071, §5.1).
+    # GSPO's ratio is length-normalised: OpenRLHF's default clip of 0.2 would never bind (arXiv 2507.18071, §5.1).
     "gspo": {
         "algo.advantage.estimator": "group_norm",
         "actor.policy_loss_type": "gspo",
@@ -44,7 +44,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--apo.gamma", type=float, default=0.5, help="ess: target ESS / P (Eq. 21)")
     add("--apo.ess_weights", choices=["ratio", "geometric"], default="ratio", help="ess: (q/p)^a, or q^a p^(1-a)")
     add("--apo.ess_scope", choices=["batch", "group"], default="batch", help="ess: one alpha, or one per group")
-    add("--apo.anchor", choices=["rollout", "lagged", "ema", "reference"], default="rollout", help="what log-ratios compare with")
+    add(
+        "--apo.anchor",
+        choices=["rollout", "lagged", "ema", "reference"],
+        default="rollout",
+        help="what log-ratios compare with",
+    )
     add("--apo.anchor_interval", type=int, default=4, help="lagged: rollouts between refreshes")
     add("--apo.anchor_beta", type=float, default=0.99, help="ema: share of the old anchor kept per optimizer step")
     add(

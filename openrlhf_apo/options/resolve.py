@@ -180,13 +180,20 @@ def _check_early(args: argparse.Namespace) -> None:
     for url in (getattr(args, "reward.remote_url") or "").split(","):
         if url.endswith(".py") and not os.path.isfile(url):
             raise OptionError(f"--reward.remote_url {url}: no such file")
-    if getattr(args, "rollout.n_samples_per_prompt") < 2:
-        raise OptionError(
-            f"--rollout.n_samples_per_prompt {getattr(args, 'rollout.n_samples_per_prompt')}: a group needs at least 2 samples"
-        )
+    group_size = getattr(args, "rollout.n_samples_per_prompt")
+    if group_size < 2:
+        raise OptionError(f"--rollout.n_samples_per_prompt {group_size}: a group needs at least 2 samples")
     if not has_cuda():
-        for flag in ("ds.packing_samples", "train.dynamic_batch_enable", "vllm.enable_sleep", "ds.enable_sleep",
-                     "ds.adam_offload", "ds.load_in_4bit", "ds.deepcompile", "ds.use_liger_kernel"):
+        for flag in (
+            "ds.packing_samples",
+            "train.dynamic_batch_enable",
+            "vllm.enable_sleep",
+            "ds.enable_sleep",
+            "ds.adam_offload",
+            "ds.load_in_4bit",
+            "ds.deepcompile",
+            "ds.use_liger_kernel",
+        ):
             if getattr(args, flag):
                 raise OptionError(f"--{flag} needs a GPU: drop it")
         if "flash" in getattr(args, "ds.attn_implementation"):
@@ -225,8 +232,10 @@ def _check(args: SimpleNamespace) -> None:
     if not 0 < args.apo.anchor_beta < 1:
         raise OptionError(f"--apo.anchor_beta {args.apo.anchor_beta}: must be between 0 and 1")
     if args.data.max_len <= (args.rollout.max_new_tokens or 0):
-        raise OptionError(f"--data.max_len {args.data.max_len} leaves no room for a prompt beside "
-                          f"--rollout.max_new_tokens {args.rollout.max_new_tokens}")
+        raise OptionError(
+            f"--data.max_len {args.data.max_len} leaves no room for a prompt beside "
+            f"--rollout.max_new_tokens {args.rollout.max_new_tokens}"
+        )
     if args.eval.dataset and args.apo.load_rollouts:
         raise OptionError("--eval.dataset needs an engine: drop it or --apo.load_rollouts")
     if args.loss in flags.GROUP_LOSSES:

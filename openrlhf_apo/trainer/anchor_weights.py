@@ -1,4 +1,4 @@
-"""A second set of weights beside the policy, for the anchors that are not the rollout's own (lagged, ema, reference)."""
+"""A second set of weights beside the policy, for the anchors that outlive a rollout (lagged, ema, reference)."""
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters

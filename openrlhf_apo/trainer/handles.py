@@ -23,7 +23,7 @@ class StepReport:
 
 
 class PolicyHandle(Protocol):
-    """The trained model, sharded however it likes. A step is a list of samples; steps are numbered within a rollout."""
+    """The trained model, sharded however it likes. A step is a list of samples, numbered within its rollout."""
 
     def load_steps(self, steps: list[list[Sample]]) -> None:
         """Hand over a rollout: the samples of each optimizer step. Replaces the rollout before."""

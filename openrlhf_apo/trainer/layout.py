@@ -19,9 +19,7 @@ class Layout:
 
     def share(self, values: list[float], rank: int) -> list[float]:
         """The rank's values in its own order, 0 for ghosts."""
-        return [
-            0.0 if ghost else values[i] for i, ghost in zip(self.flat(rank), self.is_ghost[rank], strict=True)
-        ]
+        return [0.0 if ghost else values[i] for i, ghost in zip(self.flat(rank), self.is_ghost[rank], strict=True)]
 
     def merge(self, per_rank: list[list[float]], num_samples: int) -> list[float]:
         """The inverse of `share`: one value per sample of the step."""

@@ -43,7 +43,7 @@ class Clock:
 
 
 class Evaluation:
-    """pass@1 and pass@k on held-out prompts: `eval/pass1` is the mean reward, `eval/passk` the mean of the best of k."""
+    """Held-out prompts: `eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k."""
 
     def __init__(self, prompts: list[Prompt], settings: SamplingSettings, every: float):
         self.prompts, self.settings, self.every = prompts, settings, every

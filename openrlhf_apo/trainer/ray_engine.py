@@ -16,7 +16,6 @@ from openrlhf_apo.trainer.ray_calls import RunError, get_all  # noqa: E402
 from openrlhf_apo.trainer.ray_policy import RayPolicy  # noqa: E402
 from openrlhf_apo.trainer.samples import Prompt, Sample  # noqa: E402
 
-
 CPU_KV_CACHE_BYTES = 512 * 2**20  # vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
 
 

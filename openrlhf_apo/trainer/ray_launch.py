@@ -15,8 +15,8 @@ from openrlhf.utils.utils import get_tokenizer  # noqa: E402
 from ray.util.placement_group import PlacementGroup, placement_group  # noqa: E402
 
 from openrlhf_apo.alpha import build_alpha_controller  # noqa: E402
-from openrlhf_apo.options import GROUP_LOSSES, alpha_settings  # noqa: E402
 from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder  # noqa: E402
+from openrlhf_apo.options import GROUP_LOSSES, alpha_settings  # noqa: E402
 from openrlhf_apo.trainer.group_update import Anchor, GroupUpdate  # noqa: E402
 from openrlhf_apo.trainer.handles import SamplingSettings  # noqa: E402
 from openrlhf_apo.trainer.loop import (  # noqa: E402
@@ -41,8 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(args) -> None:
-    """Run `args` (resolved by openrlhf_apo.options) to its end. Everything the user can get wrong in the data is refused
-    before Ray starts."""
+    """Run `args`, resolved by openrlhf_apo.options, to its end. Bad data is refused before Ray starts."""
     strategy = ApoStrategy(args, unmanaged_accumulation=args.loss in GROUP_LOSSES)
     tokenizer = get_tokenizer(
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
@@ -58,7 +57,9 @@ def train(args) -> None:
     )
     prompts = evaluation = None
     if not args.apo.load_rollouts:
-        rows = load_prompts(strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split)
+        rows = load_prompts(
+            strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split
+        )
         prompts = PromptStream(rows, args.train.seed, args.train.num_episodes)
         if len(prompts) < args.rollout.batch_size:
             raise ValueError(
@@ -66,7 +67,9 @@ def train(args) -> None:
                 f"--rollout.batch_size ({args.rollout.batch_size})"
             )
         if left_over := len(prompts) % args.rollout.batch_size:
-            logger.info("the last %d of %d prompt draws do not fill a rollout and are left out", left_over, len(prompts))
+            logger.info(
+                "the last %d of %d prompt draws do not fill a rollout and are left out", left_over, len(prompts)
+            )
         if args.eval.dataset:
             evaluation = Evaluation(
                 evaluation_prompts(load_prompts(strategy, tokenizer, args.eval.dataset, None, args.eval.split)),
@@ -118,7 +121,11 @@ def train(args) -> None:
             RolloutFiles(args.apo.save_rollouts) if args.apo.save_rollouts else None,
         )
     )
-    state = {"scorer": scorer} | ({"prompts": prompts} if prompts is not None else {}) | ({"alpha": controller} if controller else {})
+    state = (
+        {"scorer": scorer}
+        | ({"prompts": prompts} if prompts is not None else {})
+        | ({"alpha": controller} if controller else {})
+    )
     loaded = policy.trainer_state()
     for name, part in state.items():
         if loaded:
@@ -164,7 +171,9 @@ def start_ray(args) -> None:
             # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each.
             local = {"address": "local", "num_gpus": needed, "num_cpus": max(needed + 1, os.cpu_count() or 1)}
             local["include_dashboard"] = False
-    ray.init(runtime_env={"env_vars": environment}, log_to_driver=args.logger.actor_logs, logging_level="warning", **local)
+    ray.init(
+        runtime_env={"env_vars": environment}, log_to_driver=args.logger.actor_logs, logging_level="warning", **local
+    )
     have = int(ray.cluster_resources().get("GPU", 0))
     if have < needed:
         raise RunError(
@@ -203,9 +212,7 @@ def _start_actors(args, strategy, max_steps: int, with_engine: bool):
         engines = create_engines(args, policy_pg if colocated else None, pg)
     actor = ray.remote(num_gpus=1)(PolicyActor)
     fraction = 0.2 if shares else 1
-    policy = RayActorGroup(
-        args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates
-    )
+    policy = RayActorGroup(args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates)
     reference = None
     if _wants_reference(args):
         reference = RayActorGroup(

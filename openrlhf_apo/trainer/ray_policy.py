@@ -40,9 +40,7 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
             anchor = AnchorWeights(strategy.prepare(model), args.ds.zero_stage)
             if "anchor" in self.checkpoint_states:
                 anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
-        self.learner = GroupLearner(
-            strategy, self.actor, self.actor_scheduler, self.tokenizer.pad_token_id, anchor
-        )
+        self.learner = GroupLearner(strategy, self.actor, self.actor_scheduler, self.tokenizer.pad_token_id, anchor)
 
     def load_steps(self, steps: list[list[list[Sample]]]) -> None:
         self.learner.load_steps(steps)
@@ -112,9 +110,7 @@ class RayPolicy:
 
     def apply_coefficients(self, step: int, coefficients: Tensor) -> StepReport:
         values, layout = coefficients.tolist(), self.layouts[step]
-        reports: list[RankReport] = self._call(
-            "apply_coefficients", lambda rank: (step, layout.share(values, rank))
-        )
+        reports: list[RankReport] = self._call("apply_coefficients", lambda rank: (step, layout.share(values, rank)))
         return StepReport(
             log_prob_sums=self._merge(step, [report.log_prob_sums for report in reports]),
             grad_norm=reports[0].grad_norm,
@@ -140,7 +136,5 @@ class RayPolicy:
     def _call(self, method: str, arguments) -> list:
         """Call every actor with arguments(rank) -> tuple; one result per rank."""
         duplicates = self.group.duplicate_actors
-        refs = [
-            getattr(actor, method).remote(*arguments(i // duplicates)) for i, actor in enumerate(self.actors)
-        ]
+        refs = [getattr(actor, method).remote(*arguments(i // duplicates)) for i, actor in enumerate(self.actors)]
         return get_all(refs, self.timeout, f"the policy's {method}")[::duplicates]

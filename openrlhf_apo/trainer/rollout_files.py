@@ -1,4 +1,4 @@
-"""Rollouts on disk: one JSON Lines file per rollout step, one sample per line (`--apo.save_rollouts`, `--apo.load_rollouts`)."""
+"""Rollouts on disk, for `--apo.save_rollouts` and `--apo.load_rollouts`: one file per step, one sample per line."""
 
 import json
 import os

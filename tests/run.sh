@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# bash tests/run.sh [pytest flags]: every test, the end-to-end runs included. `-m "not slow"` leaves those out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/install.sh cpu test
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest -q --durations=10 "$@"
