@@ -3,6 +3,7 @@
 openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0. `tests/test_patches.py` fails when one of those lines moves.
 """
 
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
@@ -81,9 +82,9 @@ def point_torch_cuda_at_the_cpu() -> None:
 
 def skip_deepspeed_shared_memory_build() -> None:
     """deepspeed/comm/torch.py:31,191: `TorchBackend` JIT-compiles a collective library; gloo serves as well."""
-
     # Not `import deepspeed.comm.torch as ...`: that name is the torch library, imported there.
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    upstream = importlib.import_module("deepspeed.comm.torch")
+    upstream.build_shm_op = lambda: None
 
 
 def keep_vllm_weights_unpacked() -> None:
