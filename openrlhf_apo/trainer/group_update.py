@@ -140,7 +140,6 @@ class GroupUpdate:
         tilt = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1, 1) * (log_q - log_p)  # log r^α
         metrics = {
             "divergence": alpha_divergence(log_q, log_p, alpha).mean().item(),
-            "ess": (ess(tilt) / tilt.shape[-1]).mean().item(),
             "entropy_p": normalized_entropy(log_p).mean().item(),
             "entropy_q": normalized_entropy(log_q).mean().item(),
             "max_weight": tilt.max().exp().item(),
@@ -149,6 +148,8 @@ class GroupUpdate:
             "grad_norm": report.grad_norm,
             "lr": report.lr,
         }
+        if varied.any():  # equal rewards weigh all answers alike, whatever α
+            metrics["ess"] = (ess(tilt[varied]) / tilt.shape[-1]).mean().item()
         return metrics | self.controller.metrics, report
 
     def _scale(self, lengths: Tensor) -> Tensor:

@@ -206,18 +206,8 @@ class RayEngine:
         if self.args.vllm.tensor_parallel_size > 1:
             return
         trained = self.policy._call("weight_sums", lambda rank: ())[0]
-        for sums, packed in get_all([e.weight_sums.remote() for e in self.engines], self.timeout, "weight check"):
-            for name, loaded in sums.items():
-                parts = _checkpoint_names(name, packed)
-                if parts[0] not in trained and name == "lm_head.weight":
-                    continue  # tied: the embedding, checked under its own name
-                expected = [sum(trained[part][k] for part in parts) for k in (0, 1)]
-                # Sums of equal numbers in another order differ by rounding alone.
-                if any(abs(a - b) > 1e-9 * max(1.0, expected[1]) for a, b in zip(loaded, expected, strict=True)):
-                    raise RunError(
-                        f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {loaded} instead of "
-                        f"{tuple(expected)}): the rollouts would come from another model"
-                    )
+        for loaded, packed in get_all([e.weight_sums.remote() for e in self.engines], self.timeout, "weight check"):
+            compare_weight_sums(trained, loaded, packed)
 
     def _encode(self, prompt: Prompt, settings: SamplingSettings) -> list[int]:
         ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
@@ -232,6 +222,24 @@ class RayEngine:
     def _all(self, method: str, *arguments) -> list:
         refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]
         return get_all(refs, self.timeout, f"the engine's {method}")
+
+
+def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]]) -> None:
+    """Raise RunError naming the first of the engine's tensors whose (Σ w, Σ w²) is not that of the policy's.
+
+    packed: {fused module: the checkpoint's modules}, whose sums add up.
+    """
+    for name, sums in loaded.items():
+        parts = _checkpoint_names(name, packed)
+        if parts[0] not in trained and name == "lm_head.weight":
+            continue  # tied: the embedding, checked under its own name
+        expected = [sum(trained[part][k] for part in parts) for k in (0, 1)]
+        # Sums of equal numbers in another order differ by rounding alone.
+        if any(abs(a - b) > 1e-9 * max(1.0, expected[1]) for a, b in zip(sums, expected, strict=True)):
+            raise RunError(
+                f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {tuple(sums)} instead of "
+                f"{tuple(expected)}): rollouts would come from another model"
+            )
 
 
 def _checkpoint_names(name: str, packed: dict[str, list[str]]) -> list[str]:

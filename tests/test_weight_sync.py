@@ -1,0 +1,68 @@
+"""A real vLLM engine: it holds the weights it was given, and the check after a sync sees when it does not."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SCRIPT = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.ray_calls import RunError
+from openrlhf_apo.trainer.ray_engine import CPU_KV_CACHE_BYTES, RolloutActor, compare_weight_sums
+
+path = sys.argv[1]
+engine = RolloutActor(None, 1, {
+    "model": path, "worker_extension_cls": "openrlhf_apo.trainer.vllm_worker.WeightWorker",
+    "distributed_executor_backend": "uni", "dtype": "float32", "max_model_len": 64, "enforce_eager": True,
+    "logprobs_mode": "processed_logprobs", "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+})
+model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+with torch.no_grad():
+    for weight in model.parameters():
+        weight.add_(0.02 * torch.randn_like(weight))
+
+def sums():
+    return {n: (w.double().sum().item(), w.double().square().sum().item()) for n, w in model.named_parameters()}
+
+try:
+    compare_weight_sums(sums(), *engine.weight_sums())
+except RunError as error:
+    assert "is not the policy's after a sync" in str(error)
+else:
+    raise AssertionError("stale weights were not noticed")
+engine.load_named_weights({name: w.detach() for name, w in model.named_parameters()})
+compare_weight_sums(sums(), *engine.weight_sums())
+with torch.no_grad():
+    model.model.layers[1].self_attn.k_proj.weight[3, 5] += 1e-3
+try:
+    compare_weight_sums(sums(), *engine.weight_sums())
+except RunError as error:
+    assert "model.layers.1.self_attn.qkv_proj.weight" in str(error), error
+else:
+    raise AssertionError("one changed weight was not noticed")
+with torch.no_grad():
+    model.model.layers[1].self_attn.k_proj.weight[3, 5] -= 1e-3
+
+def generate(temperature):
+    settings = SamplingSettings(2, temperature, 1.0, 12, 64, 0)
+    return engine.generate([[5, 6, 7], [8, 9]], [11, 12], settings)
+
+assert generate(1.0) == generate(1.0), "equal seeds must give equal samples"
+assert generate(1.0)[0][0]["ids"] != generate(1.0)[0][1]["ids"]
+for prompt, completions in zip([[5, 6, 7], [8, 9]], generate(1.0)):
+    for completion in completions:
+        ids = torch.tensor([prompt + completion["ids"]])
+        log_probs = model(ids).logits[0].log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None])[:, 0]
+        gap = (log_probs[len(prompt) - 1 :] - torch.tensor(completion["log_probs"])).abs().max().item()
+        assert gap < 1e-4, gap
+print("all held")
+"""
+
+
+def test_engine_holds_the_weights_it_was_given(tiny_model):
+    result = subprocess.run([sys.executable, "-c", SCRIPT, tiny_model], capture_output=True, text=True, timeout=200)
+    assert "all held" in result.stdout, result.stderr[-3000:]
