@@ -48,13 +48,12 @@ class TablePolicy:
 
 
 def groups(count=4, rewards=(0.0, 0.25, 0.5, 1.0)) -> list[list[Sample]]:
-    return [
-        [
-            Sample(g, f"p{g}", "", "", [1], [(g + 3 * i + k) % 16 for k in range(1 + i + g)], "", [-2.0] * (1 + i + g), False, r)
-            for i, r in enumerate(rewards)
-        ]
-        for g in range(count)
-    ]  # fmt: skip
+    def sample(g: int, i: int, reward: float) -> Sample:
+        length = 1 + i + g
+        response = [(g + 3 * i + k) % 16 for k in range(length)]
+        return Sample(g, f"p{g}", "", "", [1], response, "", [-2.0] * length, False, reward)
+
+    return [[sample(g, i, reward) for i, reward in enumerate(rewards)] for g in range(count)]
 
 
 def update(policy, controller=None, *, anchor="rollout", interval=2, **settings) -> GroupUpdate:

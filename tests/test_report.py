@@ -245,23 +245,23 @@ def test_the_table_compares_first_and_last(tmp_path):
     ]
     rows[-1] |= {"eval/pass1": 0.5, "alpha": 0.65}
     run = save(tmp_path / "run", rows)
-    (run / "model").mkdir()
+    (run / "config.json").touch()
     assert summary(run).splitlines() == [
         "                    first     last   change",
         "sampled reward      0.150    0.950   +0.800   mean over 2 of 10 steps",
-        "held-out pass@1     0.250    0.500   +0.250   greedy, after steps 0 and 10",
+        "held-out pass@1     0.250    0.500   +0.250   after steps 0 and 10",
         "α                   0.900    0.650   -0.250",
         "",
         "time             1 min 45 s, 10.00 s per step",
         "speed            1,200 tokens/s",
-        f"checkpoint       {run}/model",
+        f"checkpoint       {run}",
         f"metrics          {run}/metrics.jsonl",
     ]
 
 
 def test_the_table_of_a_run_that_has_only_been_evaluated(tmp_path):
     run = save(tmp_path / "run", [{"step": 0, "eval/pass1": 0.25, "time/step": 5.0}])
-    assert "+0.000   greedy, after step 0 only" in summary(run)
+    assert "+0.000   after step 0 only" in summary(run)
 
 
 def test_command_draws_one_run_into_its_directory(tmp_path):

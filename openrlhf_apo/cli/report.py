@@ -59,7 +59,7 @@ def summary(run_dir) -> str:
     if evaluated:
         first, last = evaluated[0], evaluated[-1]
         steps = f"steps {first['step']} and {last['step']}" if len(evaluated) > 1 else f"step {first['step']} only"
-        lines.append(_comparison("held-out pass@1", first["eval/pass1"], last["eval/pass1"], f"greedy, after {steps}"))
+        lines.append(_comparison("held-out pass@1", first["eval/pass1"], last["eval/pass1"], f"after {steps}"))
     if alphas:
         lines.append(f"{'α':<16} {alphas[0]:>8.3f} {alphas[-1]:>8.3f} {alphas[-1] - alphas[0]:>+8.3f}")
     lines.append("")
@@ -68,8 +68,10 @@ def summary(run_dir) -> str:
         lines.append(f"{'time':<16} {_duration(sum(seconds))}{per_step}")
     if speeds:
         lines.append(f"{'speed':<16} {fmean(speeds):,.0f} tokens/s")
-    for label, name in (("checkpoint", "model"), ("metrics", "metrics.jsonl"), ("picture", "report.png")):
-        path = Path(run_dir) / name
+    run_dir = Path(run_dir)
+    if (run_dir / "config.json").exists():  # Hugging Face's; OpenRLHF saves it into the output directory itself
+        lines.append(f"{'checkpoint':<16} {run_dir}")
+    for label, path in (("metrics", run_dir / "metrics.jsonl"), ("picture", run_dir / "report.png")):
         if path.exists():
             lines.append(f"{label:<16} {path}")
     return "\n".join(lines)

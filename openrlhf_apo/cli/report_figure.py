@@ -251,7 +251,7 @@ def _seconds_per_step(rows: list[dict]) -> dict[str, float]:
 PANELS = (
     Panel(
         "Reward",
-        "mean of the sampled answers; pass@1: greedy, held-out",
+        "mean of the sampled answers; pass@1: held-out",
         {"reward_mean": "sampled", "eval/pass1": "pass@1"},
         _draw_reward,
     ),
