@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 PYTHON=$PWD/.venv/bin/python
 RAY=$PWD/.venv/bin/ray
 if [[ -z ${RAY_ADDRESS:-} ]]; then
-    gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
     NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 2))}
     "$RAY" start --head --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1 --num-gpus "$NUM_GPUS" \
         --num-cpus "$(($(nproc) > NUM_GPUS + 1 ? $(nproc) : NUM_GPUS + 1))" --disable-usage-stats

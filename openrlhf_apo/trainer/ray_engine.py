@@ -101,8 +101,9 @@ class RolloutActor:
     def sleep(self, level: int = 1) -> None:
         self.llm.sleep(level=level)
 
-    def wake_up(self, tags: list[str] | None = None) -> None:
-        self.llm.wake_up(tags=tags)
+    def wake_up(self, tags: tuple[str, ...] = ("weights", "kv_cache")) -> None:
+        for tag in tags:  # vLLM passes over a tag that is awake, but only one at a time
+            self.llm.wake_up(tags=[tag])
 
 
 def create_engines(args, shared_pg: PlacementGroup | None, pg: PlacementGroup) -> list:
@@ -155,9 +156,6 @@ class RayEngine:
     def __init__(self, engines: list, policy: RayPolicy, tokenizer, args):
         self.engines, self.policy, self.tokenizer, self.args = engines, policy, tokenizer, args
         self.timeout = args.apo.timeout
-        self.asleep = args.vllm.enable_sleep
-        if self.asleep:
-            self._all("sleep")
 
     def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[Sample]:
         if self.args.vllm.enable_sleep:
@@ -194,10 +192,12 @@ class RayEngine:
     def sync_weights(self) -> None:
         if cpu.has_cuda():
             if self.args.vllm.enable_sleep:
-                self._all("wake_up", ["weights"])
+                self._all("wake_up", ("weights",))
             self.policy._call("broadcast_to_vllm", lambda rank: ())
             return
         # Without CUDA the weights are small enough to travel as one object through Ray's shared memory.
+        if self.args.vllm.enable_prefix_caching:
+            self._all("reset_prefix_cache")
         weights = self.policy.group.async_run_method("export_weights")[0]
         get_all([engine.load_named_weights.remote(weights) for engine in self.engines], self.timeout, "weight sync")
 

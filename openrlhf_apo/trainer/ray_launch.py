@@ -228,6 +228,8 @@ def _start_actors(args, strategy, max_steps: int, with_engine: bool):
     # OpenRLHF's NCCL or CUDA-IPC sync needs the engines up before the policy joins their process group.
     if cpu.has_cuda():
         get_all([engine.ready.remote() for engine in engines], timeout, "the start of the vLLM engine")
+        if args.vllm.enable_sleep:  # leave the GPU to the policy while it loads
+            get_all([engine.sleep.remote() for engine in engines], timeout, "the engine's sleep")
     waits = policy.async_init_model_from_pretrained(
         strategy, model, max_steps, engines if engines and cpu.has_cuda() else None
     )
