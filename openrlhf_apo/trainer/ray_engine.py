@@ -133,6 +133,10 @@ def create_engines(args, shared_pg: PlacementGroup | None, pg: PlacementGroup) -
             settings["gpu_memory_utilization"] = args.vllm.gpu_memory_utilization
         else:
             settings["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+            # gpu_model_runner.py:3785 rewinds a seeded request's generator when its prompt was cut by chunked
+            # prefill; a CPU generator cannot be rewound.
+            settings["enable_chunked_prefill"] = False
+            settings["max_num_batched_tokens"] = max(8192, args.data.max_len)
         engines.append(
             ray.remote(RolloutActor)
             .options(
