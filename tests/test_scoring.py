@@ -1,6 +1,7 @@
 """A bad reward is never a number: every way to go wrong stops the run, or costs its whole group when allowed."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,13 @@ def test_the_budget_is_the_runs_own_across_a_resume(reward):
 def test_waiting_for_a_free_thread_is_not_counted_as_the_samples_time(reward):
     kept = Scorer(reward, max_failures=0).score([sample(0, "slow") for _ in range(100)])  # 16 at a time: 1.4 s in all
     assert [s.reward for s in kept] == [0.5] * 100
+
+
+def test_the_math_reward_works_by_path_as_in_openrlhf():
+    path = Path(__file__).parents[1] / "openrlhf_apo" / "rewards" / "math_verify.py"
+    scorer = Scorer(UpstreamReward([str(path)], timeout=60), max_failures=0)
+    kept = scorer.score([sample(0, "7", answer) for answer in (r"so \boxed{7}", "7", r"\boxed{8}")])
+    assert [s.reward for s in kept] == [1.0, 0.0, 0.0]
 
 
 def test_math_verify_scores_in_order():

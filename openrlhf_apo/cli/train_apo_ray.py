@@ -10,6 +10,7 @@ and "run". Exit code 2: a setting or the data cannot be used; 1: the run failed.
 import logging
 import os
 import sys
+import traceback
 
 from openrlhf_apo.options.resolve import OptionError, resolve, start_up_warnings
 
@@ -35,6 +36,7 @@ def _train(args) -> int:
     from openrlhf_apo import cpu
 
     cpu.install()
+    import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     from openrlhf_apo.trainer.prompts import DataError
@@ -50,10 +52,15 @@ def _train(args) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RayTaskError, RayActorError) as error:
-        cause = str(error).rstrip().splitlines()
-        print("\n".join(cause), file=sys.stderr)
-        print(f"error: an actor failed: {cause[-1]}", file=sys.stderr)
+        print(error, file=sys.stderr)
+        print(f"error: an actor failed: {str(error).rstrip().splitlines()[-1]}", file=sys.stderr)
         return 1
+    except ValueError as error:  # a partial group, a metric that is not finite: the message says which
+        traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        ray.shutdown()
     return 0
 
 

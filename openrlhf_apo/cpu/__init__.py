@@ -11,6 +11,8 @@ CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # torch.compile needs a C++ compiler and 12 s cold
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in its Ray actor: 10 s and a process less
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # one core list per process would fight with Ray's
+    "OMP_WAIT_POLICY": "PASSIVE",  # engine and policy take turns on the same cores: waiting threads must not spin
+    "RAY_worker_niceness": "0",  # Ray's default of 15 starves the run beside any other busy program
     "VLLM_CPU_SGL_KERNEL": "0",  # packs weights, so they could not be updated in place
 }
 

@@ -3,7 +3,7 @@ r"""A small model warmed up on word problems of your own, to try RL on real text
     python -m openrlhf_apo.data.warm_model --dataset svamp.jsonl --out runs/svamp
 
 The file has one problem per line: question, answer, and solution, an equation such as "( 76.0 - 25.0 )". Part of it
-is held out; on the rest a Qwen3 of 3.7 M parameters learns to answer `(76-25)=\boxed{51}`. Writes train.jsonl,
+is held out; on the rest a Qwen3 of 2.2 M parameters learns to answer `(76-25)=\boxed{51}`. Writes train.jsonl,
 eval.jsonl and model/, with a byte-level tokenizer that can read any text.
 """
 
@@ -113,7 +113,7 @@ def main(argv=None):
         eval_rows,
         train_size=len(warm_rows),
         vocab_size=1024,
-        hidden=256,
+        hidden=192,
         layers=4,
         steps=args.steps,
         target=args.target,

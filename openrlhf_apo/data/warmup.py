@@ -82,7 +82,7 @@ def warm_up(model, tokenizer, rows, steps: int, target: float = 1.0, batch_size:
     """Teach `model`, in place, to answer each row's `prompt` with its `completion` and an EOS.
 
     Stops after `steps`, or sooner, once the chance of sampling the whole completion at temperature 1 (the product of
-    its token probabilities) has averaged `target` over the last 50 batches. So RL starts from the same place whatever
+    its token probabilities) has averaged `target` over the last 20 batches. So RL starts from the same place whatever
     the seed. Returns that average. The loss is on completion tokens only.
 
     Muon for the matrices inside the layers, AdamW for the rest: with AdamW alone a tiny model needs several times the
@@ -116,11 +116,11 @@ def warm_up(model, tokenizer, rows, steps: int, target: float = 1.0, batch_size:
             ramp.step()
 
         row_nll = torch.zeros(len(tokens)).index_add(0, is_next.nonzero()[:, 0], token_nll.detach())  # [B]
-        recent = [*recent[-49:], row_nll.neg().exp().mean().item()]
+        recent = [*recent[-19:], row_nll.neg().exp().mean().item()]
         chance = sum(recent) / len(recent)
         if step % 100 == 0:
             logger.info("warm-up step %d: loss %.3f, chance of the right completion %.3f", step, loss.item(), chance)
-        if step >= 50 and chance >= target:
+        if step >= 20 and chance >= target:
             break
     model.eval()
     torch.set_num_threads(threads)

@@ -135,6 +135,5 @@ WITHOUT_EFFECT = (
     "rollout.vllm_generate_batch_size",
     "algo.dynamic_filtering",
     "ckpt.best_metric_key",
-    "logger.logging_steps",
     "vllm.sync_with_ray",
 )

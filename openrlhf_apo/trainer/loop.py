@@ -116,15 +116,18 @@ class Trainer:
         evaluation: Evaluation | None,
         metrics: MetricsFile,
         trackers: list,
+        track_every: int,
         save_every: float,
         state: dict[str, object],
         start_step: int,
     ):
         """update(groups, rollout) trains on whole groups and returns metrics. `state` holds what is saved beside the
-        weights: objects with state_dict(). `start_step` rollout steps are already done."""
+        weights: objects with state_dict(). `start_step` rollout steps are already done. `trackers` are OpenRLHF's
+        loggers, told every `track_every` steps; `metrics` every step."""
         self.policy, self.engine, self.rollouts, self.update = policy, engine, rollouts, update
         self.group_size, self.scorer, self.evaluation = group_size, scorer, evaluation
-        self.metrics, self.trackers, self.save_every, self.state = metrics, trackers, save_every, state
+        self.metrics, self.trackers, self.track_every = metrics, trackers, track_every
+        self.save_every, self.state = save_every, state
         self.start_step = start_step
 
     def fit(self) -> None:
@@ -182,7 +185,7 @@ class Trainer:
         evaluated = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
         scalars = {k: v for k, v in row.items() if isinstance(v, int | float) and not k.startswith("eval/")}
         for tracker in self.trackers:
-            if step > 0:
+            if step > 0 and step % self.track_every == 0:
                 tracker.log_train(step, scalars)
             if evaluated:
                 tracker.log_eval(step, evaluated)

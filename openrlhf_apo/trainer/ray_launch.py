@@ -28,7 +28,7 @@ from openrlhf_apo.trainer.loop import (  # noqa: E402
     evaluation_settings,
 )
 from openrlhf_apo.trainer.metrics import MetricsFile  # noqa: E402
-from openrlhf_apo.trainer.prompts import PromptStream, load_prompts  # noqa: E402
+from openrlhf_apo.trainer.prompts import DataError, PromptStream, load_prompts  # noqa: E402
 from openrlhf_apo.trainer.ray_calls import RunError, get_all  # noqa: E402
 from openrlhf_apo.trainer.ray_engine import RayEngine, create_engines  # noqa: E402
 from openrlhf_apo.trainer.ray_policy import PolicyActor, RayPolicy, ReferenceActor  # noqa: E402
@@ -62,7 +62,7 @@ def train(args) -> None:
         )
         prompts = PromptStream(rows, args.train.seed, args.train.num_episodes)
         if len(prompts) < args.rollout.batch_size:
-            raise ValueError(
+            raise DataError(
                 f"{len(rows)} prompts x {args.train.num_episodes} episodes are fewer than one "
                 f"--rollout.batch_size ({args.rollout.batch_size})"
             )
@@ -146,6 +146,7 @@ def train(args) -> None:
         evaluation=evaluation,
         metrics=MetricsFile(os.path.join(args.ckpt.output_dir, "metrics.jsonl"), start_step if loaded else None),
         trackers=trackers,
+        track_every=args.logger.logging_steps,
         save_every=math.inf if args.ckpt.save_steps < 0 else args.ckpt.save_steps,
         state=state,
         start_step=start_step,
