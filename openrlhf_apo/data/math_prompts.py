@@ -33,12 +33,10 @@ def last_boxed(text: str) -> str | None:
         bare = re.match(r"[^\s$]+", rest)
         return bare and bare.group().rstrip(".,")
     depth = 0
-    for i, char in enumerate(rest):
-        if rest[i - 1 : i] == "\\":  # \{ and \} are signs on paper, not braces
-            continue
-        depth += (char == "{") - (char == "}")
+    for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):  # `\{` and `\}` are printed, and match nothing
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return rest[1:i].strip()
+            return rest[1 : brace.start()].strip()
     return None
 
 

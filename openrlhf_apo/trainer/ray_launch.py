@@ -46,105 +46,55 @@ def train(args) -> None:
     tokenizer = get_tokenizer(
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
     )
-    group_size = args.rollout.n_samples_per_prompt
     settings = SamplingSettings(
-        samples_per_prompt=group_size,
+        samples_per_prompt=args.rollout.n_samples_per_prompt,
         temperature=args.rollout.temperature,
         top_p=args.rollout.top_p,
         max_new_tokens=args.rollout.max_new_tokens,
         max_len=args.data.max_len,
         seed=args.train.seed,
     )
-    prompts = evaluation = None
-    if not args.apo.load_rollouts:
-        rows = load_prompts(
-            strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split
-        )
-        prompts = PromptStream(rows, args.train.seed, args.train.num_episodes)
-        if len(prompts) < args.rollout.batch_size:
-            raise DataError(
-                f"{len(rows)} prompts x {args.train.num_episodes} episodes are fewer than one "
-                f"--rollout.batch_size ({args.rollout.batch_size})"
-            )
-        if left_over := len(prompts) % args.rollout.batch_size:
-            logger.info(
-                "the last %d of %d prompt draws do not fill a rollout and are left out", left_over, len(prompts)
-            )
-        if args.eval.dataset:
-            evaluation = Evaluation(
-                evaluation_prompts(load_prompts(strategy, tokenizer, args.eval.dataset, None, args.eval.split)),
-                evaluation_settings(settings, args.eval.n_samples_per_prompt, args.eval.temperature),
-                math.inf if args.eval.steps < 0 else args.eval.steps,
-            )
-
     scorer = Scorer(_reward(args), args.reward.max_failures)
-    saved = RolloutFiles(args.apo.load_rollouts) if args.apo.load_rollouts else None
-    num_rollouts = len(saved) if saved is not None else len(prompts) // args.rollout.batch_size
-    updates_per_rollout = args.rollout.batch_size * group_size // args.train.batch_size * args.train.max_epochs
+    evaluation = _evaluation(args, strategy, tokenizer, settings)
+    if args.apo.load_rollouts:
+        prompts, files = None, RolloutFiles(args.apo.load_rollouts)
+        num_rollouts = len(files)
+    else:
+        prompts = _prompt_stream(args, strategy, tokenizer)
+        files = RolloutFiles(args.apo.save_rollouts) if args.apo.save_rollouts else None
+        num_rollouts = len(prompts) // args.rollout.batch_size
+    samples_per_rollout = args.rollout.batch_size * args.rollout.n_samples_per_prompt
+    optimizer_steps = num_rollouts * samples_per_rollout // args.train.batch_size * args.train.max_epochs
 
     start_ray(args)
-    policy_group, reference_group, engine_actors = _start_actors(
-        args, strategy, num_rollouts * updates_per_rollout, with_engine=saved is None
-    )
+    policy_group, reference_group, engines = _start_actors(args, strategy, optimizer_steps)
     policy = RayPolicy(policy_group, args.train.micro_batch_size, args.apo.timeout)
-    engine = RayEngine(engine_actors, policy, tokenizer, args) if engine_actors else None
-
+    engine = RayEngine(engines, policy, tokenizer, args) if engines else None
+    if engine:
+        rollouts = EngineRollouts(prompts, args.rollout.batch_size, settings, engine, scorer, files)
+    else:
+        rollouts = FileRollouts(files)
     controller = None
     if args.loss in GROUP_LOSSES:
         controller = build_alpha_controller(args.alpha_mode, **alpha_settings(args))
-        update = GroupUpdate(
-            policy,
-            Anchor(policy, args.apo.anchor, args.apo.anchor_interval, args.apo.anchor_beta),
-            controller,
-            GroupTargetBuilder(args.apo.beta_r),
-            AlphaDivergenceLoss(args.apo.tau_anc, tuple(args.apo.weight_clip) if args.apo.weight_clip else None),
-            groups_per_step=args.train.batch_size // group_size,
-            epochs=args.train.max_epochs,
-            reduction=args.apo.logprob_reduction,
-            reduction_const=args.apo.logprob_const,
-            confidence=args.apo.confidence,
-            vocab_size=len(tokenizer),
-            drop_zero_variance=args.apo.drop_zero_variance,
-        ).run
+        update = _group_update(args, policy, controller, vocab_size=len(tokenizer))
     else:
-        update = TokenUpdate(policy_group, reference_group, strategy, tokenizer).run
+        update = TokenUpdate(policy_group, reference_group, strategy, tokenizer)
 
-    rollouts = (
-        FileRollouts(saved)
-        if saved is not None
-        else EngineRollouts(
-            prompts,
-            args.rollout.batch_size,
-            settings,
-            engine,
-            scorer,
-            RolloutFiles(args.apo.save_rollouts) if args.apo.save_rollouts else None,
-        )
-    )
-    state = (
-        {"scorer": scorer}
-        | ({"prompts": prompts} if prompts is not None else {})
-        | ({"alpha": controller} if controller else {})
-    )
-    loaded = policy.trainer_state()
-    for name, part in state.items():
-        if loaded:
-            part.load_state_dict(loaded[name])
-    start_step = loaded.get("step", 0)
-    if args.ckpt.load_enable:
-        logger.info("resuming after step %d" if loaded else "no checkpoint to resume: starting at step %d", start_step)
-
+    parts = {"scorer": scorer, "prompts": prompts, "alpha": controller}
+    state = {name: part for name, part in parts.items() if part is not None}
+    start_step = _resume(args, policy, state)
     trackers = [WandbLogger(args)] if args.logger.wandb.key else []
     trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
     Trainer(
         policy=policy,
         engine=engine,
         rollouts=rollouts,
-        update=update,
-        group_size=group_size,
+        update=update.run,
+        group_size=args.rollout.n_samples_per_prompt,
         scorer=scorer,
         evaluation=evaluation,
-        metrics=MetricsFile(os.path.join(args.ckpt.output_dir, "metrics.jsonl"), start_step if loaded else None),
+        metrics=MetricsFile(os.path.join(args.ckpt.output_dir, "metrics.jsonl"), start_step or None),
         trackers=trackers,
         track_every=args.logger.logging_steps,
         save_every=math.inf if args.ckpt.save_steps < 0 else args.ckpt.save_steps,
@@ -153,6 +103,59 @@ def train(args) -> None:
     ).fit()
     for tracker in trackers:
         tracker.close()
+
+
+def _prompt_stream(args, strategy, tokenizer) -> PromptStream:
+    rows = load_prompts(strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split)
+    prompts = PromptStream(rows, args.train.seed, args.train.num_episodes)
+    if len(prompts) < args.rollout.batch_size:
+        raise DataError(
+            f"{len(rows)} prompts x {args.train.num_episodes} episodes are fewer than one --rollout.batch_size "
+            f"({args.rollout.batch_size})"
+        )
+    if left_over := len(prompts) % args.rollout.batch_size:
+        logger.info("the last %d of %d prompt draws do not fill a rollout and are left out", left_over, len(prompts))
+    return prompts
+
+
+def _evaluation(args, strategy, tokenizer, training: SamplingSettings) -> Evaluation | None:
+    if not args.eval.dataset:
+        return None
+    rows = load_prompts(strategy, tokenizer, args.eval.dataset, None, args.eval.split)
+    settings = evaluation_settings(training, args.eval.n_samples_per_prompt, args.eval.temperature)
+    return Evaluation(evaluation_prompts(rows), settings, math.inf if args.eval.steps < 0 else args.eval.steps)
+
+
+def _group_update(args, policy: RayPolicy, controller, vocab_size: int) -> GroupUpdate:
+    apo = args.apo
+    return GroupUpdate(
+        policy,
+        Anchor(policy, apo.anchor, apo.anchor_interval, apo.anchor_beta),
+        controller,
+        GroupTargetBuilder(apo.beta_r),
+        AlphaDivergenceLoss(apo.tau_anc, tuple(apo.weight_clip) if apo.weight_clip else None),
+        groups_per_step=args.train.batch_size // args.rollout.n_samples_per_prompt,
+        epochs=args.train.max_epochs,
+        reduction=apo.logprob_reduction,
+        reduction_const=apo.logprob_const,
+        confidence=apo.confidence,
+        vocab_size=vocab_size,
+        drop_zero_variance=apo.drop_zero_variance,
+    )
+
+
+def _resume(args, policy: RayPolicy, state: dict) -> int:
+    """Load the parts' states from the policy's checkpoint; the number of rollout steps that are already done."""
+    if not args.ckpt.load_enable:
+        return 0
+    loaded = policy.trainer_state()
+    if not loaded:
+        logger.warning("no checkpoint in %s to resume from: starting anew", args.ckpt.path)
+        return 0
+    for name, part in state.items():
+        part.load_state_dict(loaded[name])
+    logger.info("resuming after step %d", loaded["step"])
+    return loaded["step"]
 
 
 def start_ray(args) -> None:
@@ -198,7 +201,7 @@ def _wants_reference(args) -> bool:
     return args.loss not in GROUP_LOSSES and args.algo.kl.init_coef > 0
 
 
-def _start_actors(args, strategy, max_steps: int, with_engine: bool):
+def _start_actors(args, strategy, max_steps: int):
     """Policy group, reference group or None, and engine actors; all started at once, and waited for together."""
     logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
     num_actors = args.actor.num_nodes * args.actor.num_gpus_per_node
@@ -207,7 +210,7 @@ def _start_actors(args, strategy, max_steps: int, with_engine: bool):
     policy_pg = _bundles(args, num_actors)
 
     engines = []
-    if with_engine:
+    if not args.apo.load_rollouts:
         colocated = args.train.colocate_all
         pg = policy_pg if colocated else _bundles(args, args.vllm.num_engines * args.vllm.tensor_parallel_size)
         engines = create_engines(args, policy_pg if colocated else None, pg)
