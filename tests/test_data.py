@@ -9,7 +9,7 @@ import pytest
 
 from openrlhf_apo.data import math_prompts, tiny, warm_model
 from openrlhf_apo.data.files import read_jsonl, write_jsonl
-from openrlhf_apo.data.math_prompts import INSTRUCTION, last_boxed, load_math_rows, split_rows, to_prompt_rows
+from openrlhf_apo.data.math_prompts import INSTRUCTION, boxed_answer, load_math_rows, split_rows, to_prompt_rows
 
 DATA = Path(os.environ.get("APO_DATA_DIR", Path(__file__).parents[1] / "../shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}; set APO_DATA_DIR")
@@ -42,8 +42,8 @@ def content(folder):
         ("no box", None),
     ],
 )
-def test_last_boxed(text, answer):
-    assert last_boxed(text) == answer
+def test_boxed_answer(text, answer):
+    assert boxed_answer(text) == answer
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from openrlhf_apo.data.files import read_jsonl, write_jsonl
+from openrlhf_apo.rewards.math_verify import last_boxed
 
 logger = logging.getLogger(__name__)
 
@@ -23,21 +24,11 @@ PROMPT_COLUMNS = ("problem", "question", "question_concat")
 ANSWER_COLUMNS = ("answer", "Answer", "solution")
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{…}, its braces matched; also of `\boxed 7`, which MATH has. None without one."""
-    start = text.rfind("\\boxed")
-    if start < 0:
-        return None
-    rest = text[start + len("\\boxed") :].lstrip()
-    if not rest.startswith("{"):
-        bare = re.match(r"[^\s$]+", rest)
-        return bare and bare.group().rstrip(".,")
-    depth = 0
-    for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):  # `\{` and `\}` are printed, and match nothing
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return rest[1 : brace.start()].strip()
-    return None
+def boxed_answer(text: str) -> str | None:
+    r"""The content of the last \boxed{…}, else what follows a bare `\boxed 7`, as in MATH. None without either."""
+    boxed = last_boxed(text)
+    bare = re.findall(r"\\boxed ([^\s$]+)", text)
+    return boxed.strip() if boxed else (bare[-1].rstrip(".,") if bare else None)
 
 
 def load_math_rows(source, level: int | None = None, split: str = "train") -> list[dict]:
@@ -100,7 +91,7 @@ def to_prompt_rows(rows, datasource, input_key=None, label_key=None, instruction
 def _bare_answer(text, is_solution):
     if "####" in text:
         return text.rsplit("####", 1)[1].strip().replace(",", "")
-    return last_boxed(text) or ("" if is_solution else text.strip())
+    return boxed_answer(text) or ("" if is_solution else text.strip())
 
 
 def _column(row, key, known, flag):
