@@ -131,9 +131,13 @@ class Trainer:
         self.start_step = start_step
 
     def fit(self) -> None:
-        if self.start_step >= len(self.rollouts):
+        if self.start_step < len(self.rollouts):
+            self._train()
+        else:
             logger.info("nothing left to train: all %d rollout steps are done", len(self.rollouts))
-            return
+        self.policy.save_model()
+
+    def _train(self) -> None:
         clock = Clock()
         if self.engine:
             self.engine.sync_weights()
@@ -149,7 +153,6 @@ class Trainer:
             if step % self.save_every == 0:
                 with clock("save"):
                     self.policy.save_checkpoint(f"global_step{step}", self._state(step))
-        self.policy.save_model()
 
     def _turn(self, step: int, clock: Clock) -> dict:
         samples = self.rollouts.rollout(step, clock)

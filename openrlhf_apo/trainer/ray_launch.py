@@ -173,8 +173,13 @@ def start_ray(args) -> None:
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
         if not os.environ.get("RAY_ADDRESS"):
             # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each.
-            local = {"address": "local", "num_gpus": needed, "num_cpus": max(needed + 1, os.cpu_count() or 1)}
-            local["include_dashboard"] = False
+            local = {
+                "address": "local",
+                "num_gpus": needed,
+                "num_cpus": max(needed + 1, os.cpu_count() or 1),
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",  # Ray's ports are for this machine alone
+            }
     ray.init(
         runtime_env={"env_vars": environment}, log_to_driver=args.logger.actor_logs, logging_level="warning", **local
     )
