@@ -68,7 +68,7 @@ def _row(rng, op, a, b):
     return {"prompt": prompt, "completion": completion, "label": answer, "datasource": "arithmetic"}
 
 
-def build_tiny(out_dir, seed: int = 0, steps: int = 1500, target: float = 0.3) -> WarmModel:
+def build_tiny(out_dir, seed: int = 0, steps: int = 1500, target: float = 0.35) -> WarmModel:
     """Make the data and the model, or find them made. About 0.9 M parameters and 40 s on two cores.
 
     The warm-up ends when `target` of sampled completions are right, at about 600 steps of the `steps` allowed.

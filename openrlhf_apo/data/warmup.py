@@ -78,6 +78,9 @@ def chat_prompt(tokenizer, question: str) -> str:
     return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
+LABEL_SMOOTHING = 0.05  # the model knows more than it dares to sample, as base models do: that is what RL brings out
+
+
 def warm_up(model, tokenizer, rows, steps: int, target: float = 1.0, batch_size: int = 32, lr: float = 3e-3, seed=0):
     """Teach `model`, in place, to answer each row's `prompt` with its `completion` and an EOS.
 
@@ -106,8 +109,9 @@ def warm_up(model, tokenizer, rows, steps: int, target: float = 1.0, batch_size:
         tokens, is_target = _collate(tokenizer, next(batches))  # [B, T], [B, T]
         hidden = model.model(tokens[:, :-1]).last_hidden_state
         is_next = is_target[:, 1:]
-        token_nll = F.cross_entropy(model.lm_head(hidden[is_next]), tokens[:, 1:][is_next], reduction="none")
-        loss = token_nll.mean()
+        logits, next_tokens = model.lm_head(hidden[is_next]), tokens[:, 1:][is_next]
+        loss = F.cross_entropy(logits, next_tokens, label_smoothing=LABEL_SMOOTHING)
+        token_nll = F.cross_entropy(logits.detach(), next_tokens, reduction="none")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, ramp in zip(optimizers, ramps, strict=True):
@@ -115,7 +119,7 @@ def warm_up(model, tokenizer, rows, steps: int, target: float = 1.0, batch_size:
             optimizer.zero_grad()
             ramp.step()
 
-        row_nll = torch.zeros(len(tokens)).index_add(0, is_next.nonzero()[:, 0], token_nll.detach())  # [B]
+        row_nll = torch.zeros(len(tokens)).index_add(0, is_next.nonzero()[:, 0], token_nll)  # [B]
         recent = [*recent[-19:], row_nll.neg().exp().mean().item()]
         chance = sum(recent) / len(recent)
         if step % 100 == 0:
