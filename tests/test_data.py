@@ -258,8 +258,8 @@ def test_warm_up_teaches_and_stops_at_its_target():
     rows = [{"prompt": f"What is {a}?", "completion": f"\\boxed{{{a}}}"} for a in range(10)]
     tokenizer = build_tokenizer([row["prompt"] + row["completion"] for row in rows], 300)
     model = build_model(tokenizer, hidden=64, layers=1, seed=0)
-    assert warm_up(model, tokenizer, rows, steps=20, target=0.9) < 0.1
-    assert 0.9 <= warm_up(model, tokenizer, rows, steps=300, target=0.9) < 0.99
+    assert warm_up(model, tokenizer, rows, steps=20, target=0.5) < 0.1
+    assert 0.5 <= warm_up(model, tokenizer, rows, steps=300, target=0.5) < 0.6
 
 
 def test_equations_become_completions():

@@ -71,7 +71,7 @@ def _row(rng, op, a, b):
 def build_tiny(out_dir, seed: int = 0, steps: int = 1500, target: float = 0.35) -> WarmModel:
     """Make the data and the model, or find them made. About 0.9 M parameters and 40 s on two cores.
 
-    The warm-up ends when `target` of sampled completions are right, at about 600 steps of the `steps` allowed.
+    The warm-up ends when `target` of sampled completions are right, at about 600 of the `steps` allowed.
     """
     warm_rows, eval_rows = arithmetic_rows(40_000, 512, seed)
     return build_warm_model(
