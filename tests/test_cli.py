@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from openrlhf_apo.cli.train_apo_ray import main
 from openrlhf_apo.options import OptionError, resolve
-from openrlhf_apo.options.resolve import start_up_warnings
+from openrlhf_apo.options.settings import start_up_warnings
 from openrlhf_apo.options.upstream import upstream_parser
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -166,6 +168,17 @@ def test_config_file_and_command_line(base, tmp_path):
     path.write_text("loss: grpo\napo.beta_r: 1\n")
     assert "--apo.beta_r has no effect with --loss grpo" in refused([*base, "--config", str(path)])
     assert "--config" in refused([*base, "--config", "nowhere.yaml"])
+
+
+def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
+    monkeypatch.setattr("openrlhf_apo.options.settings.has_cuda", lambda: True)
+    recipe = str(ROOT / "configs" / "qwen3_math3.yaml")
+    gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4"]
+    args = resolve([*base[:4], "--config", recipe, *gpus, "--eval.dataset", base[3]])
+    assert args.ds.packing_samples and args.vllm.enable_sleep and args.train.colocate_all
+    assert (args.ds.param_dtype, args.ds.attn_implementation) == ("bf16", "flash_attention_2")
+    assert args.rollout.batch_size * args.rollout.n_samples_per_prompt // args.train.batch_size == 4
+    assert start_up_warnings(args) == []
 
 
 def test_warns_when_the_guard_cannot_move(base):

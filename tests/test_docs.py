@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_apo.options.resolve import _parser, _read_config
+from openrlhf_apo.options.settings import _parser, _read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")])

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from openrlhf_apo.options.resolve import OptionError, resolve, start_up_warnings
+from openrlhf_apo.options.settings import OptionError, resolve, start_up_warnings
 
 
 def main(argv: list[str] | None = None) -> int:

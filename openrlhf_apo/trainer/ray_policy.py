@@ -77,7 +77,8 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
 
 
 class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):
-    """OpenRLHF's reference model, for the KL term of its token objectives."""
+    """OpenRLHF's reference model, for the KL term of its token objectives. A class of this module, because importing
+    this module is what prepares a worker process for OpenRLHF's."""
 
 
 class RayPolicy:
