@@ -83,9 +83,10 @@ def test_the_failure_budget_drops_whole_groups_and_counts(reward):
 def test_the_budget_is_the_runs_own_across_a_resume(reward):
     first = Scorer(reward, max_failures=5)
     first.failures = 4
+    first.reward.not_verified = 2
     second = Scorer(reward, max_failures=5)
     second.load_state_dict(first.state_dict())
-    assert second.failures == 4
+    assert second.metrics() == {"reward_failures": 4, "verifier_failures": 2}
 
 
 def test_waiting_for_a_free_thread_is_not_counted_as_the_samples_time(reward):
@@ -98,6 +99,13 @@ def test_the_math_reward_works_by_path_as_in_openrlhf():
     scorer = Scorer(UpstreamReward([str(path)], timeout=60), max_failures=0)
     kept = scorer.score([sample(0, "7", answer) for answer in (r"so \boxed{7}", "7", r"\boxed{8}")])
     assert [s.reward for s in kept] == [1.0, 0.0, 0.0]
+
+
+def test_answers_that_break_the_verifier_are_wrong_and_counted():
+    scorer = Scorer(MathVerifyReward(timeout=1.0), max_failures=0)
+    kept = scorer.score([sample(0, "7", answer) for answer in (r"\boxed{99999999!}", r"\boxed{7}")])
+    assert [s.reward for s in kept] == [0.0, 1.0]
+    assert scorer.metrics() == {"reward_failures": 0, "verifier_failures": 1}
 
 
 def test_math_verify_scores_in_order():

@@ -157,7 +157,7 @@ class Trainer:
     def _turn(self, step: int, clock: Clock) -> dict:
         samples = self.rollouts.rollout(step, clock)
         groups = whole_groups(samples, self.group_size)
-        row = {"step": step, "reward_failures": self.scorer.failures}
+        row = {"step": step} | self.scorer.metrics()
         if groups:
             row |= _sample_metrics(samples)
             with clock("update"):

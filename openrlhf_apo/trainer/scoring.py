@@ -24,18 +24,25 @@ class RewardFailure(Exception):
 
 
 class MathVerifyReward:
-    """`--reward math_verify`: 1 when the last boxed answer equals the label, else 0."""
+    """`--reward math_verify`: 1 when the last boxed answer equals the label, else 0.
+
+    An answer that hangs, kills or confuses the verifier is a wrong one, and is counted in `not_verified`.
+    """
 
     def __init__(self, timeout: float):
         self.timeout = timeout
+        self.not_verified = 0
 
     def __call__(self, samples: list[Sample]) -> list[float | RewardFailure]:
         grades = grade_many([s.response for s in samples], [s.label for s in samples], timeout=self.timeout)
+        self.not_verified += sum(grade.outcome != "ok" for grade in grades)
         return [grade.score for grade in grades]
 
 
 class UpstreamReward:
     """`--reward.remote_url`: OpenRLHF's `reward_func` file or HTTP servers, one sample a call as OpenRLHF does."""
+
+    not_verified = 0  # a user's reward has failures only
 
     def __init__(self, urls: list[str], timeout: float):
         from openrlhf.utils.agent import SingleTurnAgentExecutor
@@ -118,8 +125,12 @@ class Scorer:
             logger.warning("%s; its group is dropped (failure %d of %d)", message, self.failures, self.max_failures)
         return [sample for sample in samples if sample.group_id not in failed]
 
+    def metrics(self) -> dict[str, int]:
+        """Totals of the run so far."""
+        return {"reward_failures": self.failures, "verifier_failures": self.reward.not_verified}
+
     def state_dict(self) -> dict:
-        return {"failures": self.failures}
+        return {"failures": self.failures, "not_verified": self.reward.not_verified}
 
     def load_state_dict(self, state: dict) -> None:
-        self.failures = state["failures"]
+        self.failures, self.reward.not_verified = state["failures"], state["not_verified"]
