@@ -102,7 +102,7 @@ def test_the_math_reward_works_by_path_as_in_openrlhf():
 
 
 def test_answers_that_break_the_verifier_are_wrong_and_counted():
-    scorer = Scorer(MathVerifyReward(timeout=1.0), max_failures=0)
+    scorer = Scorer(MathVerifyReward(timeout=5.0), max_failures=0)
     kept = scorer.score([sample(0, "7", answer) for answer in (r"\boxed{99999999!}", r"\boxed{7}")])
     assert [s.reward for s in kept] == [0.0, 1.0]
     assert scorer.metrics() == {"reward_failures": 0, "verifier_failures": 1}
