@@ -70,20 +70,14 @@ RESUMABLE = [
 ]
 
 
+EVALUATION = ["--eval.steps", "3", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
+
+
 @pytest.fixture(scope="module")
 def guarded(flags, sums, tmp_path_factory) -> Path:
     """The uninterrupted run that others are compared with: guarded, EMA anchor, evaluations, saved rollouts."""
     out = tmp_path_factory.mktemp("guarded")
-    evaluation = [
-        "--eval.dataset",
-        sums,
-        "--eval.steps",
-        "3",
-        "--eval.temperature",
-        "0",
-        "--eval.n_samples_per_prompt",
-        "1",
-    ]
+    evaluation = ["--eval.dataset", sums, *EVALUATION]
     rows = succeed(flags, out, *RESUMABLE, *evaluation, "--apo.save_rollouts", str(out / "rollouts"))
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     return out
@@ -106,16 +100,7 @@ def test_guarded_run_writes_what_others_rely_on(guarded):
 
 
 def test_killed_and_resumed_run_logs_what_the_uninterrupted_one_logs(flags, sums, guarded, tmp_path):
-    evaluation = [
-        "--eval.dataset",
-        sums,
-        "--eval.steps",
-        "3",
-        "--eval.temperature",
-        "0",
-        "--eval.n_samples_per_prompt",
-        "1",
-    ]
+    evaluation = ["--eval.dataset", sums, *EVALUATION]
     more = [*RESUMABLE, *evaluation, "--ckpt.output_dir", str(tmp_path), "--ckpt.path", str(tmp_path / "ckpt")]
     process = subprocess.Popen([*MODULE, *flags, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     marker = tmp_path / "ckpt" / "_actor" / "latest"
