@@ -4,7 +4,7 @@ the uninterrupted one would have drawn."""
 from dataclasses import dataclass
 
 import torch
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from openrlhf.datasets import PromptDataset
 from openrlhf.datasets.utils import blending_datasets
 
@@ -25,10 +25,12 @@ def load_prompts(strategy, tokenizer, names: str, probabilities: str | None, spl
         table = blending_datasets(
             names, probabilities, strategy, args.train.seed, max_count=args.data.max_samples, dataset_split=split
         )
-    except (FileNotFoundError, DatasetNotFoundError, ConnectionError, OSError) as error:
+    except OSError as error:
         raise DataError(f"cannot read the data set {names!r}: {str(error).splitlines()[0]}") from None
-    except ValueError as error:  # what `datasets` raises for an empty file, among others
-        raise DataError(f"the data set {names!r} is empty or unreadable: {str(error).splitlines()[0]}") from None
+    except StopIteration:  # what `datasets` lets out for an empty JSON file
+        raise DataError(f"the data set {names!r} is empty") from None
+    except (ValueError, DatasetsError) as error:
+        raise DataError(f"the data set {names!r} cannot be read: {str(error).splitlines()[0]}") from None
     if len(table) == 0:
         raise DataError(f"the data set {names!r} is empty")
     for flag, column in (("--data.input_key", args.data.input_key), ("--data.label_key", args.data.label_key)):
