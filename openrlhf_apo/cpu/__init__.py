@@ -13,7 +13,6 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # one core list per process would fight with Ray's
     "OMP_WAIT_POLICY": "PASSIVE",  # engine and policy take turns on the same cores: waiting threads must not spin
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves the run beside any other busy program
-    "VLLM_CPU_SGL_KERNEL": "0",  # packs weights, so they could not be updated in place
 }
 
 

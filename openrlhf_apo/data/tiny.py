@@ -69,7 +69,7 @@ def _row(rng, op, a, b):
 
 
 def build_tiny(out_dir, seed: int = 0, steps: int = 1500, target: float = 0.35) -> WarmModel:
-    """Make the data and the model, or find them made. About 0.9 M parameters and 40 s on two cores.
+    """Make the data and the model, or find them made. About 0.9 M parameters, and 75 s on one core.
 
     The warm-up ends when `target` of sampled completions are right, at about 600 of the `steps` allowed.
     """
