@@ -20,23 +20,33 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from openrlhf.models import Actor  # noqa: E402
 
 from openrlhf_apo.alpha import GuardedAlpha  # noqa: E402
-from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder  # noqa: E402
+from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo, GroupTargetBuilder  # noqa: E402
 from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
-from openrlhf_apo.trainer.group_update import Anchor, GroupUpdate  # noqa: E402
-from openrlhf_apo.trainer.handles import StepReport  # noqa: E402
+from openrlhf_apo.trainer.group_objective import Anchor, GroupObjective  # noqa: E402
 from openrlhf_apo.trainer.layout import make_layout  # noqa: E402
-from openrlhf_apo.trainer.learner import GroupLearner  # noqa: E402
+from openrlhf_apo.trainer.learner import Learner, merge_reports, rank_terms  # noqa: E402
+from openrlhf_apo.trainer.regularizer import Regularizer  # noqa: E402
 from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
 from openrlhf_apo.trainer.samples import whole_groups  # noqa: E402
 from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
+from openrlhf_apo.trainer.token_objective import TokenObjective  # noqa: E402
+from openrlhf_apo.trainer.update import Update  # noqa: E402
 
 ADAM = {"betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
+
+
+REGULARIZERS = {
+    None: Regularizer(),
+    "kl": Regularizer(kl=0.1, entropy=0.01),
+    "kl_reward": Regularizer(kl=0.1, kl_in_reward=True),
+    "adrpo": Regularizer(adrpo=Adrpo(beta_0=0.1, beta_min=-0.5)),
+}
 
 
 class SpmdPolicy:
     """PolicyHandle in which the calling process is one of the ranks."""
 
-    def __init__(self, learner: GroupLearner, micro_batch_size: int):
+    def __init__(self, learner: Learner, micro_batch_size: int):
         self.learner, self.micro_batch_size = learner, micro_batch_size
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.gradients: list[torch.Tensor] = []
@@ -56,19 +66,29 @@ class SpmdPolicy:
     def log_prob_sums(self, step, weights="policy"):
         return self._merge(step, self.learner.log_prob_sums(step, weights))
 
-    def apply_coefficients(self, step, coefficients):
-        share = self.layouts[step].share(coefficients.tolist(), self.rank)
-        report = self.learner.apply_coefficients(step, share)
+    def record_old(self, step, entropy=False):
+        means = self.learner.record_old(step, entropy)
+        return self._merge(step, means) if entropy else None
+
+    def log_ratios(self, step):
+        rows = self.layouts[step].merge(self._gather(self.learner.log_ratios(step)), self.sizes[step])
+        return [torch.tensor(row, dtype=torch.float64) for row in rows]
+
+    def apply(self, step, terms):
+        report = self.learner.apply(step, rank_terms(terms, self.layouts[step], self.rank))
         self.gradients.append(full_state(self.learner.actor.model, "exp_avg"))
-        return StepReport(self._merge(step, report.log_prob_sums), report.grad_norm, report.lr, report.mismatch_sum)
+        return merge_reports(self._gather(report), self.layouts[step], self.sizes[step])
 
     def update_anchor(self, beta):
         self.learner.anchor.update(self.learner.actor, beta)
 
-    def _merge(self, step, mine):
+    def _gather(self, mine) -> list:
         everyone = [None] * self.world
         dist.all_gather_object(everyone, mine)
-        return torch.tensor(self.layouts[step].merge(everyone, self.sizes[step]), dtype=torch.float64)
+        return everyone
+
+    def _merge(self, step, mine):
+        return torch.tensor(self.layouts[step].merge(self._gather(mine), self.sizes[step]), dtype=torch.float64)
 
 
 def full_state(engine, name: str | None) -> torch.Tensor:
@@ -113,19 +133,25 @@ def run_case(job: dict, zero_stage: int, micro_batch_size: int) -> dict:
         "scheduler_steps": 100,
     }
     actor, _, scheduler = strategy.prepare((load(strategy.get_ds_train_config()), optimizer))
-    anchor = None
+    anchor = reference = None
     if job["anchor"] != "rollout":
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
-    policy = SpmdPolicy(GroupLearner(strategy, actor, scheduler, pad_token_id=0, anchor=anchor), micro_batch_size)
-    update = GroupUpdate(
+    if job["regularizer"]:
+        reference = strategy.prepare(load(strategy.get_ds_eval_config()))
+    learner = Learner(strategy, actor, scheduler, pad_token_id=0, anchor=anchor, reference=reference)
+    policy = SpmdPolicy(learner, micro_batch_size)
+    if job["loss"] in TOKEN_LOSSES:
+        objective = TokenObjective(policy, TOKEN_LOSSES[job["loss"]](), max_length=20)
+    else:
+        controller = GuardedAlpha() if job["loss"] == "apo" else None
+        anchor = Anchor(policy, job["anchor"], interval=2, beta=0.5)
+        objective = GroupObjective(policy, anchor, job["loss"], controller, GroupTargetBuilder(), vocab_size=128)
+    update = Update(
         policy,
-        Anchor(policy, job["anchor"], interval=2, beta=0.5),
-        GuardedAlpha(),
-        GroupTargetBuilder(),
-        AlphaDivergenceLoss(),
+        objective,
         groups_per_step=job["step_size"] // job["group_size"],
         epochs=job["epochs"],
-        vocab_size=128,
+        regularizer=REGULARIZERS[job["regularizer"]],
     )
     metrics = []
     for rollout in range(job["num_rollouts"]):

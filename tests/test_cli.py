@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from openrlhf_apo.cli.train_apo_ray import main
+from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options import OptionError, resolve
 from openrlhf_apo.options.settings import start_up_warnings
 from openrlhf_apo.options.upstream import upstream_parser
@@ -65,16 +66,46 @@ def test_defaults_without_cuda(base):
     assert args.algo.kl.init_coef == 0.0
 
 
-def test_token_losses_are_openrlhfs(base):
-    grpo = resolve([*base, "--loss", "grpo"])
-    assert (grpo.algo.advantage.estimator, grpo.actor.policy_loss_type) == ("group_norm", "ppo")
-    assert grpo.rollout.n_samples_per_prompt == 8 and grpo.algo.kl.init_coef == 0.01
-    gspo = resolve([*base, "--loss", "gspo"])
-    assert (gspo.actor.policy_loss_type, gspo.actor.eps_clip_low_high) == ("gspo", (3e-4, 4e-4))
+def test_defaults_are_the_papers(base):
+    base = [*base, "--rollout.max_new_tokens", "100"]
+    settings = {loss: resolve([*base, "--loss", loss]) for loss in [*TOKEN_LOSSES, *GROUP_LOSSES, "openrlhf"]}
+    clips = {loss: tuple(args.actor.eps_clip_low_high) for loss, args in settings.items()}
+    assert clips["grpo"] == clips["dr_grpo"] == clips["g2rpo_a"] == (0.2, 0.2)
+    assert (clips["dapo"], clips["gspo"], clips["cispo"]) == ((0.2, 0.28), (3e-4, 4e-4), (1.0, 4.0))
+    kl = {loss: (args.algo.kl.init_coef, args.algo.kl.use_loss) for loss, args in settings.items()}
+    assert kl["grpo"] == kl["g2rpo_a"] == (0.04, True) and settings["grpo"].algo.kl.estimator == "k3"
+    assert all(kl[loss][0] == 0 for loss in kl if loss not in ("grpo", "g2rpo_a", "openrlhf"))
+    assert kl["openrlhf"] == (0.01, False) and settings["openrlhf"].algo.advantage.estimator == "group_norm"
+    filtered = [loss for loss, args in settings.items() if args.algo.dynamic_filtering_enable]
+    penalised = [loss for loss, args in settings.items() if args.reward.overlong_buffer_len is not None]
+    assert filtered == penalised == ["dapo"] and settings["dapo"].reward.overlong_buffer_len == 20
     assert resolve([*base, "--loss", "gspo", "--actor.eps_clip_low_high", "0.1", "0.2"]).actor.eps_clip_low_high == [
         0.1,
         0.2,
     ]
+    assert resolve([*base, "--loss", "dapo", "--actor.eps_clip", "0.1"]).actor.eps_clip_low_high == (0.1, 0.1)
+
+
+def test_a_loss_of_ones_own_is_loaded_by_path(base, tmp_path):
+    path = tmp_path / "mine.py"
+    one = "@group_loss('{0}')\ndef {0}(log_ratio, rewards, context):\n    return log_ratio.square().sum(-1)\n"
+    path.write_text("from openrlhf_apo.objectives import group_loss\n" + one.format("cli_a") + one.format("cli_b"))
+    try:
+        assert resolve([*base, "--loss_path", str(path), "--loss", "cli_a"]).loss == "cli_a"
+        assert "cli_a, cli_b: choose one by --loss" in refused([*base, "--loss_path", str(path)])
+        assert "--loss_path has no effect with --loss apo" in refused(
+            [*base, "--loss_path", str(path), "--loss", "apo"]
+        )
+        assert "'cli_a' exists already" in refused([*base, "--loss_path", str(_copy(path))])
+    finally:
+        for name in ("cli_a", "cli_b"):
+            GROUP_LOSSES.pop(name, None)
+
+
+def _copy(path: Path) -> Path:
+    other = path.with_name("other.py")
+    other.write_text(path.read_text())
+    return other
 
 
 @pytest.mark.parametrize(
@@ -94,11 +125,26 @@ def test_token_losses_are_openrlhfs(base):
         (["--apo.alpha", "0.5"], "--apo.alpha has no effect with --alpha_mode guarded"),
         (["--apo.anchor_beta", "0.5"], "--apo.anchor_beta has no effect with --apo.anchor rollout"),
         (["--critic.value_clip", "0.5"], "--critic.value_clip has no effect"),
-        (["--algo.advantage.estimator", "rloo"], "no effect with --loss apo"),
-        (
-            ["--loss", "grpo", "--algo.advantage.estimator", "rloo"],
-            "--loss grpo is --algo.advantage.estimator group_norm",
-        ),
+        (["--loss", "grop"], "--loss grop: no such loss; there are adpo_pairwise, adpo_plackett_luce"),
+        (["--loss_path", "nowhere.py"], "--loss_path"),
+        (["--algo.advantage.estimator", "rloo"], "no effect with --loss apo: drop it, or use --loss openrlhf"),
+        (["--loss", "openrlhf", "--algo.advantage.estimator", "gae"], "needs a critic"),
+        (["--loss", "openrlhf", "--adrpo.enable"], "--adrpo.enable has no effect with --loss openrlhf"),
+        (["--loss", "grpo", "--bapo.rho", "0.4"], "--bapo.rho has no effect with --loss grpo"),
+        (["--loss", "bapo", "--bapo.rho", "1.4"], "--loss bapo: rho must be a number in (0, 1), got 1.4"),
+        (["--loss", "bapo", "--actor.eps_clip", "0.1"], "--actor.eps_clip has no effect with --loss bapo"),
+        (["--actor.eps_clip", "0.1"], "--actor.eps_clip has no effect with --loss apo"),
+        (["--loss", "cispo", "--actor.dual_clip", "3"], "--actor.dual_clip has no effect with --loss cispo"),
+        (["--loss", "adpo_softmax", "--alpha_mode", "ess"], "--alpha_mode has no effect with --loss adpo_softmax"),
+        (["--loss", "adpo_softmax", "--apo.rho", "0.2"], "--apo.rho has no effect with --loss adpo_softmax"),
+        (["--loss", "adpo_pairwise", "--apo.beta_r", "2"], "--apo.beta_r has no effect with --loss adpo_pairwise"),
+        (["--adrpo.beta_0", "1"], "--adrpo.beta_0 has no effect with --adrpo.enable False"),
+        (["--adrpo.enable", "--algo.kl.init_coef", "1"], "the coefficient is --adrpo.beta_0"),
+        (["--adrpo.enable", "--adrpo.beta_min", "2"], "beta_min must not be above beta_max"),
+        (["--apo.max_generations", "3"], "no effect with --algo.dynamic_filtering_enable False"),
+        (["--loss", "dr_grpo"], "--loss dr_grpo needs --rollout.max_new_tokens"),
+        (["--loss", "dapo"], "--loss dapo needs --rollout.max_new_tokens"),
+        (["--rollout.max_new_tokens", "8", "--reward.overlong_buffer_len", "9"], "at most --rollout.max_new_tokens 8"),
         (["--ds.packing_samples"], "--ds.packing_samples needs a GPU"),
         (["--vllm.enable_sleep"], "--vllm.enable_sleep needs a GPU"),
         (["--reward.remote_url", "x.py"], "choose one"),
@@ -171,7 +217,8 @@ def test_config_file_and_command_line(base, tmp_path):
 
 
 def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
-    monkeypatch.setattr("openrlhf_apo.options.settings.has_cuda", lambda: True)
+    for module in ("settings", "checks"):
+        monkeypatch.setattr(f"openrlhf_apo.options.{module}.has_cuda", lambda: True)
     recipe = str(ROOT / "configs" / "qwen3_math3.yaml")
     gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4"]
     args = resolve([*base[:4], "--config", recipe, *gpus, "--eval.dataset", base[3]])

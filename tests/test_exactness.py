@@ -140,6 +140,8 @@ def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **jo
         "samples": rollouts,
         "group_size": P,
         "step_size": P * GROUPS_PER_STEP,
+        "loss": "apo",
+        "regularizer": None,
         "anchor": "rollout",
         "epochs": 1,
         "num_rollouts": 1,

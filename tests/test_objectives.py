@@ -344,14 +344,16 @@ def test_a_bad_setting_is_refused_by_name(build, field):
 
 
 def test_public_names():
-    assert sorted(objectives.__all__) == [
+    assert {
         "AlphaDivergenceLoss",
         "GroupTargetBuilder",
         "alpha_divergence",
         "anchored_log_policy",
         "ess",
         "normalized_entropy",
-    ]
+        "group_loss",
+    } <= set(objectives.__all__)
+    assert all(hasattr(objectives, name) for name in objectives.__all__)
 
 
 def test_the_maths_needs_torch_only():

@@ -18,6 +18,7 @@ import torch
 
 from .checks import check_number
 from .divergence import alpha_divergence, prepare, tilt
+from .group_loss import GroupContext, group_loss
 from .policy import anchored_log_policy
 
 
@@ -71,3 +72,9 @@ class AlphaDivergenceLoss:
         top = log_p.argmax(dim=-1, keepdim=True)
         c.scatter_(-1, top, 0.0)
         return c.scatter_(-1, top, -c.sum(dim=-1, keepdim=True))
+
+
+@group_loss("apo")
+def apo(log_ratio: torch.Tensor, rewards: torch.Tensor, context: GroupContext) -> torch.Tensor:
+    """log_ratio[G, P], rewards[G, P] (through context.log_q) -> [G]."""
+    return AlphaDivergenceLoss(context.tau_anc, context.weight_clip)(log_ratio, context.log_q, context.alpha)

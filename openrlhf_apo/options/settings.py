@@ -1,20 +1,22 @@
 """From argv to settings: file, defaults of the loss and of the machine, OpenRLHF's checks, then ours."""
 
 import argparse
-import os
 from types import SimpleNamespace
 
 import yaml
 
-from openrlhf_apo.alpha import build_alpha_controller
 from openrlhf_apo.cpu import has_cuda
-from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder
+from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES, LossError
+from openrlhf_apo.objectives.group_loss import load_losses
 from openrlhf_apo.options import flags
+from openrlhf_apo.options.checks import (
+    OptionError,
+    check_early,
+    check_model_folder,
+    check_settings,
+    refuse_flags_without_effect,
+)
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
-
-
-class OptionError(ValueError):
-    """A setting cannot be used; the message is one line for the user and names the fix."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,10 +24,11 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(message)
 
 
-def resolve(argv: list[str]) -> SimpleNamespace:
+def resolve(argv: list[str], check_model: bool = True) -> SimpleNamespace:
     """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file.
 
-    Raises OptionError for anything that cannot work or would have no effect.
+    Raises OptionError for anything that cannot work or would have no effect. `check_model=False` does not look at the
+    model, which may have yet to be made.
     """
     parser = _parser()
     args = parser.parse_args(argv)
@@ -35,34 +38,21 @@ def resolve(argv: list[str]) -> SimpleNamespace:
         given |= from_file.keys()
         parser.set_defaults(**from_file)
         args = parser.parse_args(argv)
-    _refuse_flags_without_effect(args, given)
+    args.loss = _loss(args)
     for flag, value in _defaults(args, given).items():
         if flag not in given:
             setattr(args, flag, value)
-    _check_early(args)
+    refuse_flags_without_effect(args, given)
+    check_early(args)
     try:
         settings = upstream_checks(args)
     except AssertionError as error:
         raise OptionError(str(error)) from None
     settings.given = sorted(given)
-    _check(settings)
+    check_settings(settings)
+    if check_model:
+        check_model_folder(settings)
     return settings
-
-
-def alpha_settings(args: SimpleNamespace) -> dict:
-    """The arguments of the α controller that `--alpha_mode` asks for."""
-    apo, mode = args.apo, args.alpha_mode
-    if mode == "fixed":
-        return {"alpha": apo.alpha}
-    bounds = {"alpha_max": apo.alpha_max, "alpha_min": apo.alpha_min, "rho": apo.rho}
-    if mode == "ess":
-        return bounds | {"gamma": apo.gamma, "weights": apo.ess_weights, "scope": apo.ess_scope}
-    return bounds | {
-        "lam": apo.lam,
-        "reward_scale": apo.reward_scale,
-        "reward_scale_mode": apo.reward_scale_mode,
-        "baseline_init": apo.baseline_init,
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,33 +111,43 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _refuse_flags_without_effect(args: argparse.Namespace, given: set[str]) -> None:
-    grouped = args.loss in flags.GROUP_LOSSES
-    for flag in sorted(given):
-        name = "--reward" if flag == "reward.name" else f"--{flag}"
-        if flag in flags.NEEDS:
-            needed, values = flags.NEEDS[flag]
-            if getattr(args, needed) not in values:
-                raise OptionError(f"{name} has no effect with --{needed} {getattr(args, needed)}: drop it")
-        if flag.startswith("apo.") and flag not in flags.EVERY_LOSS and not grouped:
-            raise OptionError(f"{name} has no effect with --loss {args.loss}: drop it")
-        if flag.startswith(flags.WITHOUT_EFFECT):
-            raise OptionError(f"{name} has no effect here (no critic, reward model or asynchronous trainer): drop it")
-        if grouped and flag.startswith(flags.REPLACED_BY_GROUP_LOSS):
-            raise OptionError(f"{name} has no effect with --loss {args.loss}: drop it, or use --loss grpo")
-        fixed = flags.TOKEN_LOSSES.get(args.loss, {})
-        if flag in fixed and flag != "actor.eps_clip_low_high" and getattr(args, flag) != fixed[flag]:
-            raise OptionError(f"--loss {args.loss} is {name} {fixed[flag]}: drop {name}")
+def _loss(args: argparse.Namespace) -> str:
+    """The name of the objective, with one's own losses loaded. A file that holds one loss need not be named again."""
+    own = []
+    if args.loss_path:
+        try:
+            own = load_losses(args.loss_path)
+        except LossError as error:
+            raise OptionError(f"--loss_path {error}") from None
+    loss = args.loss or (own[0] if len(own) == 1 else None if own else "apo")
+    if loss is None:
+        raise OptionError(f"--loss_path {args.loss_path} holds several losses, {', '.join(own)}: choose one by --loss")
+    known = [*GROUP_LOSSES, *TOKEN_LOSSES, flags.OPENRLHF]
+    if loss not in known:
+        raise OptionError(f"--loss {loss}: no such loss; there are {', '.join(sorted(known))} (or --loss_path)")
+    if own and loss not in own:
+        raise OptionError(f"--loss_path has no effect with --loss {loss}: drop it, or choose {', '.join(own)}")
+    return loss
 
 
 def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     """Defaults that differ from OpenRLHF's: by loss, and without CUDA."""
     defaults: dict = {"vllm.num_engines": 0 if getattr(args, "apo.load_rollouts") else 1}
     defaults["rollout.n_samples_per_prompt"] = 8
-    if args.loss in flags.GROUP_LOSSES:
-        defaults |= {"algo.advantage.estimator": "group_norm", "algo.kl.init_coef": 0.0}
-    else:
-        defaults |= flags.TOKEN_LOSSES[args.loss]
+    defaults |= flags.loss_defaults(args.loss, getattr(args, "rollout.max_new_tokens"))
+    if args.loss != flags.OPENRLHF:
+        defaults["algo.advantage.estimator"] = "group_norm"  # what keeps OpenRLHF from asking for a critic
+    if "actor.eps_clip" in given:
+        defaults.pop("actor.eps_clip_low_high", None)
+    if args.loss in GROUP_LOSSES:
+        defaults["algo.kl.use_loss"] = True
+    if getattr(args, "adrpo.enable"):
+        defaults |= {"algo.kl.init_coef": 0.0}
+    in_loss = getattr(args, "adrpo.enable") or defaults.get("algo.kl.use_loss") or getattr(args, "algo.kl.use_loss")
+    if args.loss != flags.OPENRLHF and in_loss:
+        defaults["algo.kl.estimator"] = "k3"  # k1's gradient does not pull towards the reference
+    if getattr(args, "apo.load_rollouts"):
+        defaults["algo.dynamic_filtering_enable"] = False  # nothing can be sampled anew
     gpus = getattr(args, "actor.num_gpus_per_node")
     if not has_cuda():
         gpus = gpus if "actor.num_gpus_per_node" in given else 1
@@ -161,124 +161,10 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     return defaults
 
 
-def _check_early(args: argparse.Namespace) -> None:
-    """What OpenRLHF's own checks would trip over without saying what is meant."""
-    if not getattr(args, "actor.model_name_or_path"):
-        raise OptionError("--actor.model_name_or_path is missing: a Hugging Face folder or hub name")
-    if not getattr(args, "data.prompt_dataset") and not getattr(args, "apo.load_rollouts"):
-        raise OptionError("--data.prompt_dataset is missing: a file, folder or hub name")
-    if getattr(args, "apo.load_rollouts") and getattr(args, "apo.save_rollouts"):
-        raise OptionError("--apo.save_rollouts has no effect with --apo.load_rollouts: drop it")
-    if getattr(args, "reward.name") and getattr(args, "reward.remote_url"):
-        raise OptionError("--reward and --reward.remote_url are both set: choose one")
-    if not getattr(args, "reward.name") and not getattr(args, "reward.remote_url"):
-        if not getattr(args, "apo.load_rollouts"):
-            raise OptionError("no reward: give --reward math_verify, or --reward.remote_url with a .py file or a URL")
-        setattr(args, "reward.name", "math_verify")
-    if getattr(args, "reward.name"):
-        setattr(args, "reward.remote_url", "math_verify")  # OpenRLHF: rewards come without a reward model
-    for url in (getattr(args, "reward.remote_url") or "").split(","):
-        if url.endswith(".py") and not os.path.isfile(url):
-            raise OptionError(f"--reward.remote_url {url}: no such file")
-    group_size = getattr(args, "rollout.n_samples_per_prompt")
-    if group_size < 2:
-        raise OptionError(f"--rollout.n_samples_per_prompt {group_size}: a group needs at least 2 samples")
-    if not has_cuda():
-        for flag in (
-            "ds.packing_samples",
-            "train.dynamic_batch_enable",
-            "vllm.enable_sleep",
-            "ds.enable_sleep",
-            "ds.adam_offload",
-            "ds.load_in_4bit",
-            "ds.deepcompile",
-            "ds.use_liger_kernel",
-        ):
-            if getattr(args, flag):
-                raise OptionError(f"--{flag} needs a GPU: drop it")
-        if "flash" in getattr(args, "ds.attn_implementation"):
-            raise OptionError("--ds.attn_implementation flash_attention needs a GPU: use sdpa")
-        if getattr(args, "ds.param_dtype") == "fp16":
-            raise OptionError("--ds.param_dtype fp16 needs a GPU: use fp32 or bf16")
-        if getattr(args, "vllm.tensor_parallel_size") > 1 or getattr(args, "ds.ring_attn_size") > 1:
-            raise OptionError("--vllm.tensor_parallel_size and --ds.ring_attn_size above 1 need GPUs: drop them")
-
-
-def _check(args: SimpleNamespace) -> None:
-    group, rollout, step = args.rollout.n_samples_per_prompt, args.rollout.batch_size, args.train.batch_size
-    if step % group:
-        raise OptionError(
-            f"--train.batch_size {step} (samples per optimizer step) is not made of whole groups of {group} "
-            f"(--rollout.n_samples_per_prompt): use a multiple of {group}"
-        )
-    if rollout * group % step:
-        raise OptionError(
-            f"--rollout.batch_size {rollout} prompts x {group} samples are not made of whole optimizer steps of "
-            f"--train.batch_size {step} samples"
-        )
-    positive = {
-        "--train.micro_batch_size": args.train.micro_batch_size,
-        "--train.max_epochs": args.train.max_epochs,
-        "--train.num_episodes": args.train.num_episodes,
-        "--rollout.temperature": args.rollout.temperature,
-        "--apo.anchor_interval": args.apo.anchor_interval,
-        "--apo.logprob_const": args.apo.logprob_const,
-        "--apo.timeout": args.apo.timeout,
-        "--reward.timeout": args.reward.timeout,
-    }
-    for flag, value in positive.items():
-        if not value > 0:
-            raise OptionError(f"{flag} {value}: must be above 0")
-    if not 0 < args.apo.anchor_beta < 1:
-        raise OptionError(f"--apo.anchor_beta {args.apo.anchor_beta}: must be between 0 and 1")
-    if args.data.max_len <= (args.rollout.max_new_tokens or 0):
-        raise OptionError(
-            f"--data.max_len {args.data.max_len} leaves no room for a prompt beside "
-            f"--rollout.max_new_tokens {args.rollout.max_new_tokens}"
-        )
-    if args.eval.dataset and args.apo.load_rollouts:
-        raise OptionError("--eval.dataset needs an engine: drop it or --apo.load_rollouts")
-    if args.loss in flags.GROUP_LOSSES:
-        try:
-            build_alpha_controller(args.alpha_mode, **alpha_settings(args))
-            GroupTargetBuilder(args.apo.beta_r)
-            AlphaDivergenceLoss(args.apo.tau_anc, tuple(args.apo.weight_clip) if args.apo.weight_clip else None)
-        except ValueError as error:
-            raise OptionError(f"--apo: {error}") from None
-    else:
-        ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
-        if step % (args.train.micro_batch_size * ranks):
-            raise OptionError(
-                f"--train.batch_size {step} is not a multiple of --train.micro_batch_size "
-                f"{args.train.micro_batch_size} x {ranks} ranks"
-            )
-    if args.apo.load_rollouts:
-        if not any(name.startswith("rollout_") for name in _listdir(args.apo.load_rollouts)):
-            raise OptionError(f"--apo.load_rollouts {args.apo.load_rollouts}: no rollout_*.jsonl there")
-    _check_model(args)
-
-
-def _listdir(path: str) -> list[str]:
-    return os.listdir(path) if os.path.isdir(path) else []
-
-
-def _check_model(args: SimpleNamespace) -> None:
-    from transformers import AutoConfig
-
-    model = args.actor.model_name_or_path
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"--actor.model_name_or_path {model}: {str(error).splitlines()[0]}") from None
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if not has_cuda() and args.vllm.num_engines and (head_dim < 32 or head_dim % 16):
-        raise OptionError(f"--actor.model_name_or_path {model}: vLLM on CPU has no attention for head_dim {head_dim}")
-
-
 def start_up_warnings(args: SimpleNamespace) -> list[str]:
     """Settings that work, but not as one would think."""
     warnings = []
-    if args.loss in flags.GROUP_LOSSES:
+    if args.loss in GROUP_LOSSES and args.loss not in flags.WITHOUT_ALPHA:
         updates = args.rollout.batch_size * args.rollout.n_samples_per_prompt // args.train.batch_size
         updates *= args.train.max_epochs
         on_policy = args.apo.anchor == "rollout" or (args.apo.anchor == "lagged" and args.apo.anchor_interval == 1)

@@ -4,22 +4,14 @@ The trainer never sees Ray, DeepSpeed or vLLM: it calls these methods. `ray_poli
 them with Ray actors; another implementation needs no other trainer. N is the number of samples of a step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from openrlhf_apo.trainer.samples import Prompt, Sample
-
-
-@dataclass
-class StepReport:
-    """What one optimizer step tells: the training forward is the only one it made."""
-
-    log_prob_sums: Tensor  # [N] float64, Σ_t log π_θ of each sample before the update, nats
-    grad_norm: float  # before clipping
-    lr: float
-    mismatch: float  # mean over tokens of |log π_θ − log π_engine|, nats
+from openrlhf_apo.trainer.step import StepReport, StepTerms
 
 
 class PolicyHandle(Protocol):
@@ -31,8 +23,17 @@ class PolicyHandle(Protocol):
     def log_prob_sums(self, step: int, weights: Literal["policy", "anchor"] = "policy") -> Tensor:
         """Σ_t log π(y_t) of the step's samples under the current or the anchor weights. -> [N] float64, nats."""
 
-    def apply_coefficients(self, step: int, coefficients: Tensor) -> StepReport:
-        """One optimizer step on Σ_i coefficients[i] · Σ_t log π_θ(y_it). coefficients: [N] float64."""
+    def record_old(self, step: int, entropy: bool = False) -> Tensor | None:
+        """Keep the log-probs of the step's tokens under the current weights as those of π_old, for its later `apply`.
+        With `entropy`, -> [N] float64, mean over tokens of the entropy of π_old, nats."""
+
+    def log_ratios(self, step: int) -> list[Tensor]:
+        """log π_θ − log π_old of each token, one float64 tensor per sample. π_old of a step that was not recorded is
+        the current policy."""
+
+    def apply(self, step: int, terms: StepTerms) -> StepReport:
+        """One optimizer step on the sum that `terms` describes. π_old of a step that was not recorded is the policy
+        before this step, and is recorded now."""
 
     def update_anchor(self, beta: float) -> None:
         """anchor ← beta · anchor + (1 − beta) · policy, in float32. 0 copies the policy."""
@@ -60,8 +61,14 @@ class SamplingSettings:
 class EngineHandle(Protocol):
     """What samples completions."""
 
-    def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[Sample]:
-        """`samples_per_prompt` unscored samples of each prompt, in prompt order. Equal seeds give equal samples."""
+    def generate(
+        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
+    ) -> list[Sample]:
+        """`samples_per_prompt` unscored samples of each prompt, in prompt order. Equal seeds give equal samples.
+
+        prefix: of the tokens of a prompt's reference solution, those that follow the prompt and are gone on from;
+        they count as the sample's prompt.
+        """
 
     def sync_weights(self) -> None:
         """Give the engine the policy's current weights."""

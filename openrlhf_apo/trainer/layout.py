@@ -17,13 +17,17 @@ class Layout:
     def flat(self, rank: int) -> list[int]:
         return [index for micro_batch in self.micro_batches[rank] for index in micro_batch]
 
+    def real(self, rank: int) -> list[float]:
+        """1 for each of the rank's samples, 0 for ghosts."""
+        return [0.0 if ghost else 1.0 for ghost in self.is_ghost[rank]]
+
     def share(self, values: list[float], rank: int) -> list[float]:
         """The rank's values in its own order, 0 for ghosts."""
         return [0.0 if ghost else values[i] for i, ghost in zip(self.flat(rank), self.is_ghost[rank], strict=True)]
 
-    def merge(self, per_rank: list[list[float]], num_samples: int) -> list[float]:
+    def merge(self, per_rank: list[list], num_samples: int) -> list:
         """The inverse of `share`: one value per sample of the step."""
-        merged = [0.0] * num_samples
+        merged: list = [0.0] * num_samples
         for rank, values in enumerate(per_rank):
             for i, ghost, value in zip(self.flat(rank), self.is_ghost[rank], values, strict=True):
                 if not ghost:

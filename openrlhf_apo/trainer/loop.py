@@ -8,10 +8,11 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
+from openrlhf_apo.objectives import Guidance
 from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle, SamplingSettings
 from openrlhf_apo.trainer.metrics import MetricsFile
 from openrlhf_apo.trainer.prompts import PromptStream
@@ -66,29 +67,93 @@ class Evaluation:
         return metrics
 
 
-class EngineRollouts:
-    """Rollouts sampled from the engine and scored; kept on disk when `save_to` is given."""
+@dataclass(frozen=True)
+class GroupFilter:
+    """Which groups a rollout keeps (DAPO's dynamic sampling): those with unequal rewards, whose mean is inside
+    `mean_range` where one is given."""
 
-    def __init__(self, prompts, batch_size, settings, engine, scorer, save_to: RolloutFiles | None):
-        self.prompts: PromptStream = prompts
-        self.batch_size, self.settings, self.engine, self.scorer = batch_size, settings, engine, scorer
-        self.save_to = save_to
+    mean_range: tuple[float, float] | None = None
+
+    def __call__(self, group: list[Sample]) -> bool:
+        rewards = [sample.reward for sample in group]
+        if min(rewards) == max(rewards):
+            return False
+        return self.mean_range is None or self.mean_range[0] < statistics.fmean(rewards) < self.mean_range[1]
+
+
+class EngineRollouts:
+    """Rollouts sampled from the engine and scored; kept on disk when `save_to` is given.
+
+    With a `keep` filter, groups that fail it are replaced by those of further prompts, sampled in up to
+    `max_generations` batches; a rollout may stay short of groups then. With `guidance`, a share of each group starts
+    from the beginning of the reference solution.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptStream,
+        batch_size: int,
+        settings: SamplingSettings,
+        engine: EngineHandle,
+        scorer: Scorer,
+        save_to: RolloutFiles | None = None,
+        keep: GroupFilter | None = None,
+        max_generations: int = 1,
+        guidance: Guidance | None = None,
+    ):
+        self.prompts, self.batch_size, self.settings, self.engine = prompts, batch_size, settings, engine
+        self.scorer, self.save_to, self.guidance = scorer, save_to, guidance
+        self.keep, self.max_generations = keep, max_generations if keep else 1
+        self.metrics: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self.prompts) // self.batch_size
 
     def rollout(self, step: int, clock: Clock) -> list[Sample]:
-        with clock("generate"):
-            samples = self.engine.generate(self.prompts.draw(self.batch_size), self.settings)
-        with clock("reward"):
-            kept = self.scorer.score(samples)
+        kept: list[list[Sample]] = []
+        generations = sampled = 0
+        while len(kept) < self.batch_size and generations < self.max_generations:
+            with clock("generate"):
+                samples = self._generate(self.batch_size)
+            with clock("reward"):
+                groups = whole_groups(self.scorer.score(samples), self.settings.samples_per_prompt)
+            generations += 1
+            sampled += len(groups)
+            kept += [group for group in groups if self.keep is None or self.keep(group)]
+        self.metrics = {}
+        if self.keep is not None:
+            self.metrics = {"generations": generations, "filtered_groups": sampled - len(kept)}
+            if len(kept) < self.batch_size:
+                logger.warning(
+                    "step %d: %d of %d groups are left after %d batches; the others have equal rewards (or a mean "
+                    "outside --algo.dynamic_filtering_range)",
+                    *(step, len(kept), self.batch_size, generations),
+                )
+        result = [sample for group in kept[: self.batch_size] for sample in group]
+        if self.guidance is not None and result:
+            self.metrics["guidance_tokens"] = self.guidance.tokens
+            self.guidance.step(statistics.fmean(sample.reward for sample in result))
         if self.save_to is not None:
-            self.save_to.write(step, kept)
-        return kept
+            self.save_to.write(step, result)
+        return result
+
+    def _generate(self, count: int) -> list[Sample]:
+        prompts = self.prompts.draw(count)
+        if self.guidance is None:
+            return self.engine.generate(prompts, self.settings)
+        guided = self.guidance.guided(self.settings.samples_per_prompt)
+        free = replace(self.settings, samples_per_prompt=self.settings.samples_per_prompt - guided)
+        samples = self.engine.generate(prompts, free)
+        samples += self.engine.generate(
+            prompts, replace(self.settings, samples_per_prompt=guided), self.guidance.prefix
+        )
+        return sorted(samples, key=lambda sample: sample.group_id)
 
 
 class FileRollouts:
     """Rollouts that were saved by an earlier run; no engine, no reward."""
+
+    metrics: dict[str, float] = {}
 
     def __init__(self, files: RolloutFiles):
         self.files = files
@@ -157,7 +222,7 @@ class Trainer:
     def _turn(self, step: int, clock: Clock) -> dict:
         samples = self.rollouts.rollout(step, clock)
         groups = whole_groups(samples, self.group_size)
-        row = {"step": step} | self.scorer.metrics()
+        row = {"step": step} | self.scorer.metrics() | self.rollouts.metrics
         if groups:
             row |= _sample_metrics(samples)
             with clock("update"):
@@ -204,15 +269,13 @@ def _sample_metrics(samples: list[Sample]) -> dict[str, float]:
         "reward_std": statistics.pstdev(rewards),
         "response_length": statistics.fmean(len(sample.response_ids) for sample in samples),
         "truncated_fraction": statistics.fmean(sample.truncated for sample in samples),
+        "token_entropy": -statistics.fmean(log_prob for sample in samples for log_prob in sample.rollout_log_probs),
     }
 
 
 def evaluation_prompts(rows: list[tuple]) -> list[Prompt]:
     """Held-out prompts with group ids of their own, below those of the training stream."""
-    return [
-        Prompt(group_id=-1 - i, text=text, label=label, datasource=source)
-        for i, (text, label, source) in enumerate(rows)
-    ]
+    return [Prompt(-1 - i, *row) for i, row in enumerate(rows)]
 
 
 def evaluation_settings(training: SamplingSettings, samples_per_prompt: int, temperature: float) -> SamplingSettings:

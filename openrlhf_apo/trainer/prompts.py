@@ -15,8 +15,10 @@ class DataError(ValueError):
     """The data cannot be used; the message is for the user."""
 
 
-def load_prompts(strategy, tokenizer, names: str, probabilities: str | None, split: str) -> list[tuple]:
-    """(text, label, datasource) of each row, through OpenRLHF's own reader and templates.
+def load_prompts(
+    strategy, tokenizer, names: str, probabilities: str | None, split: str, solution_key: str | None = None
+) -> list[tuple]:
+    """(text, label, datasource, solution) of each row, through OpenRLHF's own reader and templates.
 
     Raises DataError, naming the fix, for data that is missing, empty, without the asked column, or too long.
     """
@@ -33,7 +35,12 @@ def load_prompts(strategy, tokenizer, names: str, probabilities: str | None, spl
         raise DataError(f"the data set {names!r} cannot be read: {str(error).splitlines()[0]}") from None
     if len(table) == 0:
         raise DataError(f"the data set {names!r} is empty")
-    for flag, column in (("--data.input_key", args.data.input_key), ("--data.label_key", args.data.label_key)):
+    columns = (
+        ("--data.input_key", args.data.input_key),
+        ("--data.label_key", args.data.label_key),
+        ("--g2rpo_a.solution_key", solution_key),
+    )
+    for flag, column in columns:
         if column is not None and column not in table.column_names:
             raise DataError(f"{names!r} has no column {column!r} ({flag}); it has {', '.join(table.column_names)}")
     table = table.select(range(min(args.data.max_samples, len(table))))
@@ -46,7 +53,8 @@ def load_prompts(strategy, tokenizer, names: str, probabilities: str | None, spl
                 f"a prompt of {names!r} has {length} tokens, but --data.max_len {args.data.max_len} leaves {limit} "
                 f"beside the new tokens; raise --data.max_len or filter the data (prompt {text[:60]!r})"
             )
-    return list(zip(rows.prompts, map(str, rows.labels), rows.datasources, strict=True))
+    solutions = map(str, table[solution_key]) if solution_key else [""] * len(table)
+    return list(zip(rows.prompts, map(str, rows.labels), rows.datasources, solutions, strict=True))
 
 
 @dataclass
@@ -67,8 +75,8 @@ class PromptStream:
         prompts = []
         for position in range(self.position, self.position + count):
             episode, offset = divmod(position, len(self.rows))
-            text, label, datasource = self.rows[self._order(episode)[offset]]
-            prompts.append(Prompt(group_id=position, text=text, label=label, datasource=datasource))
+            text, label, datasource, solution = self.rows[self._order(episode)[offset]]
+            prompts.append(Prompt(position, text, label, datasource, solution))
         self.position += count
         return prompts
 

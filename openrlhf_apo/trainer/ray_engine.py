@@ -1,6 +1,7 @@
 """The rollout engines: vLLM in Ray actors, one batched call per rollout."""
 
 import os
+from collections.abc import Callable
 
 from openrlhf_apo import cpu
 
@@ -161,11 +162,15 @@ class RayEngine:
         self.engines, self.policy, self.tokenizer, self.args = engines, policy, tokenizer, args
         self.timeout = args.apo.timeout
 
-    def generate(self, prompts: list[Prompt], settings: SamplingSettings) -> list[Sample]:
+    def generate(
+        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
+    ) -> list[Sample]:
         if self.args.vllm.enable_sleep:
             self._all("wake_up")
-        prompt_ids = [self._encode(prompt, settings) for prompt in prompts]
-        seeds = [settings.seed * 1_000_003 + prompt.group_id * 1009 for prompt in prompts]
+        prompt_ids = [self._encode(prompt, settings, prefix) for prompt in prompts]
+        # Guided samples of a prompt are drawn apart from its free ones: their seeds lie half way to the next prompt's.
+        offset = 0 if prefix is None else 504
+        seeds = [settings.seed * 1_000_003 + prompt.group_id * 1009 + offset for prompt in prompts]
         # Deal prompts out in turn; put the answers back in prompt order.
         shares = [range(k, len(prompts), len(self.engines)) for k in range(len(self.engines))]
         refs = [
@@ -213,7 +218,7 @@ class RayEngine:
         for loaded, packed in get_all([e.weight_sums.remote() for e in self.engines], self.timeout, "weight check"):
             compare_weight_sums(trained, loaded, packed)
 
-    def _encode(self, prompt: Prompt, settings: SamplingSettings) -> list[int]:
+    def _encode(self, prompt: Prompt, settings: SamplingSettings, prefix) -> list[int]:
         ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
         limit = settings.max_len - (settings.max_new_tokens or 1)
         if len(ids) > limit:
@@ -221,7 +226,10 @@ class RayEngine:
                 f"a prompt has {len(ids)} tokens, but --data.max_len leaves {limit} beside the new tokens; raise "
                 f"--data.max_len or filter the data (prompt {prompt.text[:80]!r})"
             )
-        return ids
+        if prefix is None:
+            return ids
+        shown = prefix(self.tokenizer(prompt.solution, add_special_tokens=False)["input_ids"])
+        return ids + shown[: limit - len(ids)]
 
     def _all(self, method: str, *arguments) -> list:
         refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]

@@ -14,35 +14,40 @@ from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # noqa:
 from openrlhf.utils.utils import get_tokenizer  # noqa: E402
 from ray.util.placement_group import PlacementGroup, placement_group  # noqa: E402
 
-from openrlhf_apo.alpha import build_alpha_controller  # noqa: E402
-from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder  # noqa: E402
-from openrlhf_apo.options import GROUP_LOSSES, alpha_settings  # noqa: E402
-from openrlhf_apo.trainer.group_update import Anchor, GroupUpdate  # noqa: E402
+from openrlhf_apo.objectives import GROUP_LOSSES, GroupTargetBuilder  # noqa: E402
+from openrlhf_apo.options import objects  # noqa: E402
+from openrlhf_apo.options.flags import OPENRLHF  # noqa: E402
+from openrlhf_apo.trainer.group_objective import Anchor, GroupObjective  # noqa: E402
 from openrlhf_apo.trainer.handles import SamplingSettings  # noqa: E402
+from openrlhf_apo.trainer.length_penalty import LengthPenalty  # noqa: E402
 from openrlhf_apo.trainer.loop import (  # noqa: E402
     EngineRollouts,
     Evaluation,
     FileRollouts,
+    GroupFilter,
     Trainer,
     evaluation_prompts,
     evaluation_settings,
 )
 from openrlhf_apo.trainer.metrics import MetricsFile  # noqa: E402
+from openrlhf_apo.trainer.openrlhf_update import OpenRLHFUpdate  # noqa: E402
 from openrlhf_apo.trainer.prompts import DataError, PromptStream, load_prompts  # noqa: E402
 from openrlhf_apo.trainer.ray_calls import RunError, get_all  # noqa: E402
 from openrlhf_apo.trainer.ray_engine import RayEngine, create_engines  # noqa: E402
 from openrlhf_apo.trainer.ray_policy import PolicyActor, RayPolicy, ReferenceActor  # noqa: E402
+from openrlhf_apo.trainer.regularizer import Regularizer  # noqa: E402
 from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
 from openrlhf_apo.trainer.scoring import MathVerifyReward, Scorer, UpstreamReward  # noqa: E402
 from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
-from openrlhf_apo.trainer.token_update import TokenUpdate  # noqa: E402
+from openrlhf_apo.trainer.token_objective import TokenObjective  # noqa: E402
+from openrlhf_apo.trainer.update import Update  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 
 def train(args) -> None:
     """Run `args`, resolved by openrlhf_apo.options, to its end. Bad data is refused before Ray starts."""
-    strategy = ApoStrategy(args, unmanaged_accumulation=args.loss in GROUP_LOSSES)
+    strategy = ApoStrategy(args, unmanaged_accumulation=args.loss != OPENRLHF)
     tokenizer = get_tokenizer(
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
     )
@@ -70,18 +75,38 @@ def train(args) -> None:
     policy_group, reference_group, engines = _start_actors(args, strategy, optimizer_steps)
     policy = RayPolicy(policy_group, args.train.micro_batch_size, args.apo.timeout)
     engine = RayEngine(engines, policy, tokenizer, args) if engines else None
+    guidance = objects.guidance(args)
     if engine:
-        rollouts = EngineRollouts(prompts, args.rollout.batch_size, settings, engine, scorer, files)
+        kept = _group_filter(args) if args.algo.dynamic_filtering_enable else None
+        rollouts = EngineRollouts(
+            prompts, args.rollout.batch_size, settings, engine, scorer, files, kept, args.apo.max_generations, guidance
+        )
     else:
         rollouts = FileRollouts(files)
-    controller = None
-    if args.loss in GROUP_LOSSES:
-        controller = build_alpha_controller(args.alpha_mode, **alpha_settings(args))
-        update = _group_update(args, policy, controller, vocab_size=len(tokenizer))
+    objective = _objective(args, policy, len(tokenizer)) if args.loss != OPENRLHF else None
+    if objective is None:
+        update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer)
     else:
-        update = TokenUpdate(policy_group, reference_group, strategy, tokenizer)
+        update = Update(
+            policy,
+            objective,
+            groups_per_step=args.train.batch_size // args.rollout.n_samples_per_prompt,
+            epochs=args.train.max_epochs,
+            regularizer=Regularizer(
+                kl=args.algo.kl.init_coef,
+                kl_in_reward=not args.algo.kl.use_loss,
+                adrpo=objects.adrpo(args),
+                entropy=args.actor.entropy_coef,
+            ),
+            length_penalty=LengthPenalty(
+                args.rollout.max_new_tokens or 0,
+                args.reward.overlong_buffer_len,
+                args.reward.overlong_penalty_factor,
+                args.reward.stop_properly_penalty_coef,
+            ),
+        )
 
-    parts = {"scorer": scorer, "prompts": prompts, "alpha": controller}
+    parts = {"scorer": scorer, "prompts": prompts, "objective": objective, "guidance": guidance}
     state = {name: part for name, part in parts.items() if part is not None}
     start_step = _resume(args, policy, state)
     trackers = [WandbLogger(args)] if args.logger.wandb.key else []
@@ -106,7 +131,10 @@ def train(args) -> None:
 
 
 def _prompt_stream(args, strategy, tokenizer) -> PromptStream:
-    rows = load_prompts(strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split)
+    solution_key = args.g2rpo_a.solution_key if args.loss == "g2rpo_a" else None
+    rows = load_prompts(
+        strategy, tokenizer, args.data.prompt_dataset, args.data.prompt_probs, args.data.prompt_split, solution_key
+    )
     prompts = PromptStream(rows, args.train.seed, args.train.num_episodes)
     if len(prompts) < args.rollout.batch_size:
         raise DataError(
@@ -126,22 +154,29 @@ def _evaluation(args, strategy, tokenizer, training: SamplingSettings) -> Evalua
     return Evaluation(evaluation_prompts(rows), settings, math.inf if args.eval.steps < 0 else args.eval.steps)
 
 
-def _group_update(args, policy: RayPolicy, controller, vocab_size: int) -> GroupUpdate:
+def _objective(args, policy: RayPolicy, vocab_size: int) -> GroupObjective | TokenObjective:
+    if args.loss not in GROUP_LOSSES:
+        return TokenObjective(policy, objects.token_loss(args), args.rollout.max_new_tokens)
     apo = args.apo
-    return GroupUpdate(
+    return GroupObjective(
         policy,
         Anchor(policy, apo.anchor, apo.anchor_interval, apo.anchor_beta),
-        controller,
+        args.loss,
+        objects.alpha_controller(args),
         GroupTargetBuilder(apo.beta_r),
-        AlphaDivergenceLoss(apo.tau_anc, tuple(apo.weight_clip) if apo.weight_clip else None),
-        groups_per_step=args.train.batch_size // args.rollout.n_samples_per_prompt,
-        epochs=args.train.max_epochs,
+        tau_anc=apo.tau_anc,
+        weight_clip=objects.weight_clip(args),
         reduction=apo.logprob_reduction,
         reduction_const=apo.logprob_const,
         confidence=apo.confidence,
         vocab_size=vocab_size,
         drop_zero_variance=apo.drop_zero_variance,
     )
+
+
+def _group_filter(args) -> GroupFilter:
+    given = "algo.dynamic_filtering_range" in args.given
+    return GroupFilter(tuple(args.algo.dynamic_filtering_range) if given else None)
 
 
 def _resume(args, policy: RayPolicy, state: dict) -> int:
@@ -203,7 +238,7 @@ def gpus_needed(args) -> int:
 
 
 def _wants_reference(args) -> bool:
-    return args.loss not in GROUP_LOSSES and args.algo.kl.init_coef > 0
+    return args.loss == OPENRLHF and args.algo.kl.init_coef > 0
 
 
 def _start_actors(args, strategy, max_steps: int):

@@ -1,4 +1,4 @@
-"""The policy as a group of Ray actors: OpenRLHF's PolicyModelActor with a GroupLearner inside."""
+"""The policy as a group of Ray actors: OpenRLHF's PolicyModelActor with a Learner inside."""
 
 from openrlhf_apo import cpu
 
@@ -12,35 +12,52 @@ from openrlhf.trainer.ray.launcher import ReferenceModelActor as UpstreamReferen
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from openrlhf_apo.objectives import GROUP_LOSSES  # noqa: E402
 from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
-from openrlhf_apo.trainer.handles import StepReport  # noqa: E402
 from openrlhf_apo.trainer.layout import Layout, make_layout  # noqa: E402
-from openrlhf_apo.trainer.learner import GroupLearner, RankReport  # noqa: E402
+from openrlhf_apo.trainer.learner import Learner, RankReport, RankTerms, merge_reports, rank_terms  # noqa: E402
 from openrlhf_apo.trainer.ray_calls import get_all  # noqa: E402
 from openrlhf_apo.trainer.samples import Sample  # noqa: E402
+from openrlhf_apo.trainer.step import StepReport, StepTerms  # noqa: E402
 
 ANCHORS_WITH_WEIGHTS = ("lagged", "ema", "reference")
 
 
 class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
-    """One rank. Everything a token objective needs is inherited; a group objective adds the learner."""
+    """One rank. What `--loss openrlhf` needs is inherited; every other objective uses the learner."""
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
-        args, anchor = strategy.args, None
-        if args.loss == "apo" and args.apo.anchor in ANCHORS_WITH_WEIGHTS:
-            model = Actor(
-                pretrain,
-                attn_implementation=args.ds.attn_implementation,
-                param_dtype=args.ds.param_dtype,
-                ds_config=strategy.get_ds_eval_config(),
-                packing_samples=args.ds.packing_samples,
-                temperature=args.rollout.temperature,
-            )
-            anchor = AnchorWeights(strategy.prepare(model), args.ds.zero_stage)
+        args, anchor, reference = strategy.args, None, None
+        if args.loss in GROUP_LOSSES and args.apo.anchor in ANCHORS_WITH_WEIGHTS:
+            anchor = AnchorWeights(self._frozen_model(strategy, pretrain), args.ds.zero_stage)
             if "anchor" in self.checkpoint_states:
                 anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
-        self.learner = GroupLearner(strategy, self.actor, self.actor_scheduler, self.tokenizer.pad_token_id, anchor)
+        if args.loss != "openrlhf" and (args.algo.kl.init_coef > 0 or args.adrpo.enable):
+            same = anchor is not None and args.apo.anchor == "reference"
+            reference = anchor.model if same else self._frozen_model(strategy, pretrain)
+        self.learner = Learner(
+            strategy,
+            self.actor,
+            self.actor_scheduler,
+            self.tokenizer.pad_token_id,
+            anchor=anchor,
+            reference=reference,
+            kl_estimator=args.algo.kl.estimator,
+        )
+
+    def _frozen_model(self, strategy, pretrain) -> Actor:
+        """The initial weights, sharded like the policy's."""
+        args = strategy.args
+        model = Actor(
+            pretrain,
+            attn_implementation=args.ds.attn_implementation,
+            param_dtype=args.ds.param_dtype,
+            ds_config=strategy.get_ds_eval_config(),
+            packing_samples=args.ds.packing_samples,
+            temperature=args.rollout.temperature,
+        )
+        return strategy.prepare(model)
 
     def load_steps(self, steps: list[list[list[Sample]]]) -> None:
         self.learner.load_steps(steps)
@@ -48,8 +65,14 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
     def log_prob_sums(self, step: int, weights: str) -> list[float]:
         return self.learner.log_prob_sums(step, weights)
 
-    def apply_coefficients(self, step: int, coefficients: list[float]) -> RankReport:
-        return self.learner.apply_coefficients(step, coefficients)
+    def record_old(self, step: int, entropy: bool) -> list[float]:
+        return self.learner.record_old(step, entropy)
+
+    def log_ratios(self, step: int) -> list[list[float]]:
+        return self.learner.log_ratios(step)
+
+    def apply(self, step: int, terms: RankTerms) -> RankReport:
+        return self.learner.apply(step, terms)
 
     def update_anchor(self, beta: float) -> None:
         self.learner.anchor.update(self.actor, beta)
@@ -77,7 +100,7 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
 
 
 class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):
-    """OpenRLHF's reference model, for the KL term of its token objectives. A class of this module, because importing
+    """OpenRLHF's reference model, for the KL term of `--loss openrlhf`. A class of this module, because importing
     this module is what prepares a worker process for OpenRLHF's."""
 
 
@@ -109,14 +132,19 @@ class RayPolicy:
         per_rank = self._call("log_prob_sums", lambda rank: (step, weights))
         return self._merge(step, per_rank)
 
-    def apply_coefficients(self, step: int, coefficients: Tensor) -> StepReport:
-        values, layout = coefficients.tolist(), self.layouts[step]
-        reports: list[RankReport] = self._call("apply_coefficients", lambda rank: (step, layout.share(values, rank)))
-        return StepReport(
-            log_prob_sums=self._merge(step, [report.log_prob_sums for report in reports]),
-            grad_norm=reports[0].grad_norm,
-            lr=reports[0].lr,
-            mismatch=sum(r.mismatch_sum for r in reports) / sum(r.num_tokens for r in reports),
+    def record_old(self, step: int, entropy: bool = False) -> Tensor | None:
+        per_rank = self._call("record_old", lambda rank: (step, entropy))
+        return self._merge(step, per_rank) if entropy else None
+
+    def log_ratios(self, step: int) -> list[Tensor]:
+        per_rank = self._call("log_ratios", lambda rank: (step,))
+        merged = self.layouts[step].merge(per_rank, self.num_samples[step])
+        return [torch.tensor(row, dtype=torch.float64) for row in merged]
+
+    def apply(self, step: int, terms: StepTerms) -> StepReport:
+        layout = self.layouts[step]
+        return merge_reports(
+            self._call("apply", lambda rank: (step, rank_terms(terms, layout, rank))), layout, self.num_samples[step]
         )
 
     def update_anchor(self, beta: float) -> None:

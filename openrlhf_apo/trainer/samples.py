@@ -12,6 +12,7 @@ class Prompt:
     text: str
     label: str
     datasource: str
+    solution: str = ""  # a reference solution, where the data set has them and the loss asks for them
 
 
 @dataclass

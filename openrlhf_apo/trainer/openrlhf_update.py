@@ -1,4 +1,4 @@
-"""One rollout of a token objective (GRPO, GSPO): OpenRLHF's experience maker and PPO step, unchanged."""
+"""One rollout of `--loss openrlhf`: OpenRLHF's experience maker and PPO step, unchanged, by OpenRLHF's flags."""
 
 import ray
 import torch
@@ -13,7 +13,7 @@ from openrlhf_apo.trainer.samples import Sample
 REPORTED = ("policy_loss", "kl", "ppo_kl", "ppo_clip_ratio", "entropy_loss", "return")
 
 
-class TokenUpdate:
+class OpenRLHFUpdate:
     def __init__(self, actors: RayActorGroup, reference: RayActorGroup | None, strategy, tokenizer):
         self.args, self.actors, self.pad_token_id = strategy.args, actors, tokenizer.pad_token_id
         kl = self.args.algo.kl

@@ -1,4 +1,4 @@
-"""One rollout of a group objective on the smallest real policy: a table of log-probs, updated by plain SGD."""
+"""One rollout of an objective on the smallest real policy: a table of log-probs, updated by plain SGD."""
 
 import math
 
@@ -7,9 +7,10 @@ import torch
 
 from openrlhf_apo.alpha import EssAlpha, FixedAlpha, GuardedAlpha
 from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder
-from openrlhf_apo.trainer.group_update import Anchor, GroupUpdate
-from openrlhf_apo.trainer.handles import StepReport
+from openrlhf_apo.trainer.group_objective import Anchor, GroupObjective
 from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.step import StepReport
+from openrlhf_apo.trainer.update import Update
 
 P = 4
 
@@ -33,14 +34,14 @@ class TablePolicy:
         self.calls.append(weights)
         return self._sums(self.anchor if weights == "anchor" else self.logits.detach(), self.steps[step])
 
-    def apply_coefficients(self, step, coefficients):
+    def apply(self, step, terms):
         self.calls.append("apply")
-        self.coefficients = coefficients
+        self.coefficients = coefficients = terms.columns["log_prob"]
         sums = self._sums(self.logits, self.steps[step])
         (gradient,) = torch.autograd.grad((coefficients * sums).sum(), self.logits)
         with torch.no_grad():
             self.logits -= 0.5 * gradient
-        return StepReport(sums.detach(), gradient.norm().item(), 0.5, 1e-6)
+        return StepReport(sums.detach(), 0 * sums, gradient.norm().item(), 0.5, 0.0, {"mismatch": 1e-6})
 
     def update_anchor(self, beta):
         self.calls.append(f"update {beta}")
@@ -56,16 +57,19 @@ def groups(count=4, rewards=(0.0, 0.25, 0.5, 1.0)) -> list[list[Sample]]:
     return [[sample(g, i, reward) for i, reward in enumerate(rewards)] for g in range(count)]
 
 
-def update(policy, controller=None, *, anchor="rollout", interval=2, **settings) -> GroupUpdate:
-    settings = {"groups_per_step": 2, "epochs": 1, "vocab_size": 16} | settings
-    return GroupUpdate(
+def update(
+    policy, controller=None, *, anchor="rollout", interval=2, groups_per_step=2, epochs=1, **settings
+) -> Update:
+    objective = GroupObjective(
         policy,
         Anchor(policy, anchor, interval, beta=0.9),
+        "apo",
         controller or FixedAlpha(),
         GroupTargetBuilder(),
-        AlphaDivergenceLoss(),
+        vocab_size=16,
         **settings,
     )
+    return Update(policy, objective, groups_per_step=groups_per_step, epochs=epochs)
 
 
 def test_the_first_on_policy_step_costs_no_forward_of_its_own():

@@ -1,0 +1,25 @@
+"""ADPO, Plackett-Luce: the likelihood of the ranking by reward, best first (ListMLE).
+
+    L = 1/P sum_i [ log(exp u_i + sum_{j: R_j < R_i} exp u_j) - u_i ],  u = log_ratio / tau_anc
+
+Without ties this is the negative log-likelihood, over P, of drawing the answers in order of reward. Ties are left
+out: an answer competes with those of lower reward only, so that nothing depends on how a sort breaks them. (The
+public code sorts, and with binary rewards fits an arbitrary order among equals.) Equal rewards give zero.
+
+Reference: ADPO, arXiv 2510.18913, the listwise variant; without its code's label smoothing, top-k and poly-loss.
+"""
+
+import torch
+from torch import Tensor
+
+from .group_loss import GroupContext, group_loss
+
+
+@group_loss("adpo_plackett_luce")
+def adpo_plackett_luce(log_ratio: Tensor, rewards: Tensor, context: GroupContext) -> Tensor:
+    """log_ratio[G, P], rewards[G, P] -> [G]."""
+    u = log_ratio / context.tau_anc
+    same = torch.eye(u.shape[-1], dtype=torch.bool, device=u.device)
+    rivals = (rewards[:, None, :] < rewards[:, :, None]) | same  # [G, P, P]: j against whom i is drawn, i included
+    log_total = torch.where(rivals, u[:, None, :], -torch.inf).logsumexp(-1)
+    return (log_total - u).mean(-1)

@@ -1,0 +1,35 @@
+"""ADRPO: the pull towards the reference weakens on good answers and strengthens on bad ones.
+
+    L = L_RL + sum_i beta_i w sum_t KL_it(pi_theta || pi_ref),   beta_i = clip(beta_0 - A_i, beta_min, beta_max)
+
+A_i: the z-score of the group. Without bounds beta_i < 0 for A_i > beta_0 rewards divergence from the reference; the
+default bound is beta_min = 0. Works beside any objective.
+
+Reference: arXiv 2510.18053; beta_0 and the bounds for language models are not published: beta_0 = 0.04 is GRPO's
+beta, beta_max = 1 is ours.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .checks import check_number
+from .token_loss import group_z_score
+
+
+@dataclass(frozen=True)
+class Adrpo:
+    beta_0: float = 0.04
+    beta_min: float = 0.0
+    beta_max: float = 1.0
+
+    def __post_init__(self):
+        check_number("beta_0", self.beta_0, "(-inf, inf)")
+        check_number("beta_min", self.beta_min, "(-inf, inf)")
+        check_number("beta_max", self.beta_max, "(-inf, inf)")
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min must not be above beta_max, got {self.beta_min} and {self.beta_max}")
+
+    def betas(self, rewards: Tensor) -> Tensor:
+        """rewards[G, P] -> beta[G, P], float64."""
+        return (self.beta_0 - group_z_score(rewards)).clamp(self.beta_min, self.beta_max)

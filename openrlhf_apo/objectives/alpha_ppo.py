@@ -1,0 +1,39 @@
+"""alpha-PPO: the policy-gradient surrogate minus an alpha-divergence to the old policy, where PPO-KL has KL.
+
+    L = -1/(sum_i |y_i|) sum_i sum_t [ r_it A_i - beta d_it ]
+    d_it = (1 - r_it^(1-alpha) + (1-alpha) (r_it - 1)) / (alpha (1-alpha))
+
+E_old[d] = D_alpha(pi_old || pi_theta) = (1 - E_old[r^(1-alpha)]) / (alpha (1-alpha)): the added term has mean zero,
+makes d >= 0 and its gradient zero at r = 1 (what k3 does for KL). alpha -> 1: KL(pi_old || pi_theta); alpha -> 0:
+KL(pi_theta || pi_old). No clip.
+
+Reference: Xu et al., Neurocomputing 2023, "linearly combined form" of the return and a parametric alpha-divergence.
+The paper's exact form and settings were not available: this form, alpha = 0.5 and beta = 1 are our reading.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .checks import check_number
+from .token_loss import LOG_RATIO_LIMIT, TokenLoss
+
+
+@dataclass(eq=False)
+class AlphaPpo(TokenLoss):
+    """alpha in (0, 1), beta >= 0."""
+
+    alpha: float = 0.5
+    beta: float = 1.0
+
+    aggregation = "token"
+
+    def __post_init__(self):
+        check_number("alpha", self.alpha, "(0, 1)")
+        check_number("beta", self.beta, "[0, inf)")
+
+    def per_token(self, log_probs, old_log_probs, advantages, mask):
+        log_ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        a = 1 - self.alpha
+        divergence = (a * log_ratio.expm1() - (a * log_ratio).expm1()) / (self.alpha * a)
+        return self.beta * divergence - log_ratio.exp() * advantages, torch.zeros_like(mask, dtype=torch.bool)

@@ -1,0 +1,71 @@
+"""BAPO: clip bounds that move until positive samples carry their share of the surrogate.
+
+    L = -1/(sum_i |y_i|) sum_i sum_t min(r_it A_i, clip(r_it, c_low, c_high) A_i),  for A_i < 0 not below dual_clip A_i
+    while share(c_low, c_high) < rho:  c_low += step up to its maximum, then c_high += step up to its maximum
+    share = sum_{A>0} min(r, c_high) A / (sum_{A>0} min(r, c_high) A + sum_{A<0} max(r, c_low) |A|)
+
+c_low and c_high are bounds of the ratio itself, and start from the low end of their ranges at every optimizer step,
+for which they are computed from all of its tokens. In this measure raising c_low never raises the share (it stops
+negative tokens from pushing, but weighs them more), so by the time c_high moves c_low is at its maximum.
+
+Reference: arXiv 2510.18927; rho = 0.5 as positive share of the total and the ranges [0.6, 0.9], [1.2, 3.0] are the
+paper's. Its public code has other ranges and compares positive with negative (target 1, the same at rho = 0.5); the
+step 0.05, the order (c_low first) and dual_clip = 3 are the code's.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from .checks import check_number
+from .token_loss import TokenLoss, TokenStep, TokenTerms, clipped_surrogate, ratio
+
+
+@dataclass(eq=False)
+class Bapo(TokenLoss):
+    rho: float = 0.5
+    low_range: tuple[float, float] = (0.6, 0.9)
+    high_range: tuple[float, float] = (1.2, 3.0)
+    step: float = 0.05
+    dual_clip: float | None = 3.0
+    bounds: tuple[float, float] | None = None  # (c_low, c_high) of the optimizer step
+
+    aggregation = "token"
+
+    def __post_init__(self):
+        check_number("rho", self.rho, "(0, 1)")
+        check_number("step", self.step, "(0, inf)")
+        (low, low_max), (high, high_max) = self.low_range, self.high_range
+        if not 0 < low <= low_max < 1 < high <= high_max:
+            raise ValueError(
+                f"need 0 < low <= low_max < 1 < high <= high_max, got {self.low_range}, {self.high_range}"
+            )
+
+    def terms(self, step: TokenStep) -> TokenTerms:
+        advantages = self.advantages(step.rewards)
+        log_ratio = torch.cat(step.log_ratios())
+        r = ratio(log_ratio, torch.zeros_like(log_ratio))
+        per_token = advantages.flatten().repeat_interleave(step.lengths.flatten().long())
+        bounds, share = self.balance(r, per_token)
+        metrics = {"clip_low": bounds[0], "clip_high": bounds[1], "positive_share": share}
+        return TokenTerms(replace(self, bounds=bounds), advantages, self.weights(step), metrics=metrics)
+
+    def balance(self, r: torch.Tensor, advantages: torch.Tensor) -> tuple[tuple[float, float], float]:
+        """r[T], advantages[T] of all tokens of the step -> ((c_low, c_high), the share they give)."""
+        r, advantages = r.double(), advantages.double()
+
+        def share(low: float, high: float) -> float:
+            positive = (r.clamp(max=high) * advantages.clamp(min=0)).sum()
+            negative = (r.clamp(min=low) * (-advantages).clamp(min=0)).sum()
+            total = (positive + negative).item()
+            return positive.item() / total if total > 0 else 1.0
+
+        (low, low_max), (high, high_max) = self.low_range, self.high_range
+        while share(low, high) < self.rho and low < low_max:
+            low = min(low + self.step, low_max)
+        while share(low, high) < self.rho and high < high_max:
+            high = min(high + self.step, high_max)
+        return (low, high), share(low, high)
+
+    def per_token(self, log_probs, old_log_probs, advantages, mask):
+        return clipped_surrogate(ratio(log_probs, old_log_probs), advantages, *self.bounds, self.dual_clip)

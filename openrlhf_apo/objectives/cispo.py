@@ -1,0 +1,27 @@
+"""CISPO: clip the importance weight, not the gradient; every token keeps one.
+
+    L = -1/(sum_i |y_i|) sum_i sum_t sg[clip(r_it, 1 - eps_low, 1 + eps_high)] A_i log pi_theta(y_it)
+
+Convention: bounds are 1 - eps_low and 1 + eps_high, as in the paper and in verl (TRL's eps_high is the bound itself).
+The paper sets no lower bound and publishes no upper one; eps_low = 1 is none, and 1 + eps_high = 5 is ScaleRL's
+(arXiv 2510.13786), which TRL recommends.
+
+Reference: MiniMax-M1, arXiv 2506.13585, Eqs. 4-5. A is GRPO's; no KL.
+"""
+
+from dataclasses import dataclass
+
+from .token_loss import TokenLoss, ratio
+
+
+@dataclass(eq=False)
+class Cispo(TokenLoss):
+    eps_low: float = 1.0
+    eps_high: float = 4.0
+
+    aggregation = "token"
+
+    def per_token(self, log_probs, old_log_probs, advantages, mask):
+        r = ratio(log_probs, old_log_probs).detach()
+        weight = r.clamp(1 - self.eps_low, 1 + self.eps_high)
+        return -weight * advantages * log_probs, weight != r

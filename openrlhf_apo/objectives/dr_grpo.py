@@ -1,0 +1,22 @@
+"""Dr. GRPO: GRPO without its two biases, the division by the group's deviation and by the answer's own length.
+
+    L = -1/(N L_max) sum_i sum_t min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i),   A_i = R_i - mean R
+
+L_max is the constant `--rollout.max_new_tokens`. (OpenRLHF's estimator `dr_grpo` changes the advantage only.)
+
+Reference: arXiv 2503.20783, §3.2 and its code's constant normaliser; no KL.
+"""
+
+from dataclasses import dataclass
+
+from .checks import check_groups
+from .grpo import Grpo
+
+
+@dataclass(eq=False)
+class DrGrpo(Grpo):
+    aggregation = "constant"
+
+    def advantages(self, rewards):
+        rewards = check_groups("rewards", rewards)
+        return rewards - rewards.mean(-1, keepdim=True)

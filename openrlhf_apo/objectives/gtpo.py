@@ -1,0 +1,82 @@
+"""GTPO: answers that agree on a token do not fight over it, and high entropy costs advantage.
+
+    L = -1/N sum_i delta_i (A_i - gamma H_i) 1/|y_i| sum_t r_it lambda_it
+    lambda_it = 1, and on conflict tokens 0 where A_i < 0, 2 where A_i > 0
+    delta_i = 0 if H_ini < ln 2 < H_i, else 1
+
+Conflict tokens: the leading run of positions, and counted from the end the trailing run, at which an answer of the
+other sign of A has the same token. H_i: mean token entropy of the answer under pi_old, nats; H_ini: its mean over the
+first optimizer step of the run. No clip, no KL, no reference.
+
+Reference: arXiv 2508.03772, its formula. Its public code differs: it divides by the number of conflict tokens too,
+uses 0.7 for ln 2 whatever H_ini was, and has the ratio always 1 (one update per rollout). gamma = 0.1 and the weight 2
+are the code's.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .checks import check_number
+from .token_loss import TokenLoss, TokenStep, TokenTerms, ratio
+
+ENTROPY_THRESHOLD = math.log(2)  # nats
+
+
+@dataclass(eq=False)
+class Gtpo(TokenLoss):
+    gamma: float = 0.1
+    conflict_weight: float = 2.0
+    initial_entropy: float | None = None  # H_ini, nats
+
+    aggregation = "sequence"
+    needs_entropy = True
+
+    def __post_init__(self):
+        check_number("gamma", self.gamma, "[0, inf)")
+        check_number("conflict_weight", self.conflict_weight, "[0, inf)")
+
+    def terms(self, step: TokenStep) -> TokenTerms:
+        if self.initial_entropy is None:
+            self.initial_entropy = step.entropies.mean().item()
+        z = self.advantages(step.rewards)  # [G, P]
+        advantages = z - self.gamma * step.entropies
+        if self.initial_entropy < ENTROPY_THRESHOLD:
+            advantages = torch.where(step.entropies > ENTROPY_THRESHOLD, 0.0, advantages)
+        size = z.shape[-1]
+        token_weights: list[list[float]] = []
+        conflicts = 0
+        for group, signs in enumerate(z.sign().tolist()):
+            answers = step.response_ids[group * size : (group + 1) * size]
+            for answer, sign in zip(answers, signs, strict=True):
+                rivals = [other for other, s in zip(answers, signs, strict=True) if s * sign < 0]
+                conflict = conflict_tokens(answer, rivals)
+                weight = self.conflict_weight if sign > 0 else 0.0
+                token_weights.append([weight if c else 1.0 for c in conflict])
+                conflicts += sum(conflict)
+        metrics = {"conflict_fraction": conflicts / step.lengths.sum().item()}
+        return TokenTerms(self, advantages, self.weights(step), token_weights, metrics)
+
+    def per_token(self, log_probs, old_log_probs, advantages, mask):
+        return -ratio(log_probs, old_log_probs) * advantages, torch.zeros_like(mask, dtype=torch.bool)
+
+    def state_dict(self):
+        return {"initial_entropy": self.initial_entropy}
+
+    def load_state_dict(self, state):
+        self.initial_entropy = state["initial_entropy"]
+
+
+def conflict_tokens(answer: list[int], rivals: list[list[int]]) -> list[bool]:
+    """Which tokens of `answer` lie in its leading or trailing run of tokens that some rival has at the same place."""
+    leading = _run(answer, rivals)
+    trailing = _run(answer[::-1], [rival[::-1] for rival in rivals])
+    return [t < leading or t >= len(answer) - trailing for t in range(len(answer))]
+
+
+def _run(answer: list[int], rivals: list[list[int]]) -> int:
+    for t, token in enumerate(answer):
+        if not any(t < len(rival) and rival[t] == token for rival in rivals):
+            return t
+    return len(answer)

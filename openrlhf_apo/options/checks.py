@@ -1,0 +1,169 @@
+"""What is refused before Ray starts, each in one line that names the fix."""
+
+import argparse
+import os
+from types import SimpleNamespace
+
+from openrlhf_apo.cpu import has_cuda
+from openrlhf_apo.objectives import GROUP_LOSSES
+from openrlhf_apo.options import flags, objects
+
+
+class OptionError(ValueError):
+    """A setting cannot be used; the message is one line for the user and names the fix."""
+
+
+def refuse_flags_without_effect(args: argparse.Namespace, given: set[str]) -> None:
+    """`given`: the flags that the user or the file sets."""
+    grouped, openrlhf = args.loss in GROUP_LOSSES, args.loss == flags.OPENRLHF
+    for flag in sorted(given):
+        name = "--reward" if flag == "reward.name" else f"--{flag}"
+        drop = f"{name} has no effect with --loss {args.loss}: drop it"
+        if flag in flags.NEEDS:
+            needed, values = flags.NEEDS[flag]
+            if getattr(args, needed) not in values:
+                raise OptionError(f"{name} has no effect with --{needed} {getattr(args, needed)}: drop it")
+        if flag.startswith("apo.") and flag not in flags.EVERY_LOSS and not grouped:
+            raise OptionError(drop)
+        if flag in flags.NEED_ALPHA and (not grouped or args.loss in flags.WITHOUT_ALPHA):
+            raise OptionError(drop)
+        if flag in ("apo.beta_r", "apo.drop_zero_variance") and args.loss in flags.WITHOUT_TARGET:
+            raise OptionError(drop)
+        owner = flag.split(".")[0]
+        if owner in flags.OF_ONE_LOSS and owner != args.loss:
+            raise OptionError(drop)
+        if flag.startswith(flags.WITHOUT_EFFECT):
+            raise OptionError(f"{name} has no effect here (no critic, reward model or asynchronous trainer): drop it")
+        if flag.startswith(flags.ONLY_OPENRLHF) and not openrlhf:
+            raise OptionError(f"{drop}, or use --loss openrlhf")
+        if openrlhf and flag.startswith(("adrpo.", "algo.dynamic_filtering")):
+            raise OptionError(drop)
+        if flag in ("algo.kl.init_coef", "algo.kl.use_loss") and getattr(args, "adrpo.enable"):
+            raise OptionError(f"{name} has no effect with --adrpo.enable: drop it; the coefficient is --adrpo.beta_0")
+
+
+def check_early(args: argparse.Namespace) -> None:
+    """What OpenRLHF's own checks would trip over without saying what is meant."""
+    if not getattr(args, "actor.model_name_or_path"):
+        raise OptionError("--actor.model_name_or_path is missing: a Hugging Face folder or hub name")
+    if not getattr(args, "data.prompt_dataset") and not getattr(args, "apo.load_rollouts"):
+        raise OptionError("--data.prompt_dataset is missing: a file, folder or hub name")
+    if getattr(args, "apo.load_rollouts") and getattr(args, "apo.save_rollouts"):
+        raise OptionError("--apo.save_rollouts has no effect with --apo.load_rollouts: drop it")
+    if getattr(args, "reward.name") and getattr(args, "reward.remote_url"):
+        raise OptionError("--reward and --reward.remote_url are both set: choose one")
+    if not getattr(args, "reward.name") and not getattr(args, "reward.remote_url"):
+        if not getattr(args, "apo.load_rollouts"):
+            raise OptionError("no reward: give --reward math_verify, or --reward.remote_url with a .py file or a URL")
+        setattr(args, "reward.name", "math_verify")
+    if getattr(args, "reward.name"):
+        setattr(args, "reward.remote_url", "math_verify")  # OpenRLHF: rewards come without a reward model
+    for url in (getattr(args, "reward.remote_url") or "").split(","):
+        if url.endswith(".py") and not os.path.isfile(url):
+            raise OptionError(f"--reward.remote_url {url}: no such file")
+    group_size = getattr(args, "rollout.n_samples_per_prompt")
+    if group_size < 2:
+        raise OptionError(f"--rollout.n_samples_per_prompt {group_size}: a group needs at least 2 samples")
+    if not has_cuda():
+        for flag in (
+            "ds.packing_samples",
+            "train.dynamic_batch_enable",
+            "vllm.enable_sleep",
+            "ds.enable_sleep",
+            "ds.adam_offload",
+            "ds.load_in_4bit",
+            "ds.deepcompile",
+            "ds.use_liger_kernel",
+        ):
+            if getattr(args, flag):
+                raise OptionError(f"--{flag} needs a GPU: drop it")
+        if "flash" in getattr(args, "ds.attn_implementation"):
+            raise OptionError("--ds.attn_implementation flash_attention needs a GPU: use sdpa")
+        if getattr(args, "ds.param_dtype") == "fp16":
+            raise OptionError("--ds.param_dtype fp16 needs a GPU: use fp32 or bf16")
+        if getattr(args, "vllm.tensor_parallel_size") > 1 or getattr(args, "ds.ring_attn_size") > 1:
+            raise OptionError("--vllm.tensor_parallel_size and --ds.ring_attn_size above 1 need GPUs: drop them")
+
+
+def check_settings(args: SimpleNamespace) -> None:
+    group, rollout, step = args.rollout.n_samples_per_prompt, args.rollout.batch_size, args.train.batch_size
+    if step % group:
+        raise OptionError(
+            f"--train.batch_size {step} (samples per optimizer step) is not made of whole groups of {group} "
+            f"(--rollout.n_samples_per_prompt): use a multiple of {group}"
+        )
+    if rollout * group % step:
+        raise OptionError(
+            f"--rollout.batch_size {rollout} prompts x {group} samples are not made of whole optimizer steps of "
+            f"--train.batch_size {step} samples"
+        )
+    positive = {
+        "--train.micro_batch_size": args.train.micro_batch_size,
+        "--train.max_epochs": args.train.max_epochs,
+        "--train.num_episodes": args.train.num_episodes,
+        "--rollout.temperature": args.rollout.temperature,
+        "--apo.max_generations": args.apo.max_generations,
+        "--apo.anchor_interval": args.apo.anchor_interval,
+        "--apo.logprob_const": args.apo.logprob_const,
+        "--apo.timeout": args.apo.timeout,
+        "--reward.timeout": args.reward.timeout,
+    }
+    for flag, value in positive.items():
+        if not value > 0:
+            raise OptionError(f"{flag} {value}: must be above 0")
+    if not 0 < args.apo.anchor_beta < 1:
+        raise OptionError(f"--apo.anchor_beta {args.apo.anchor_beta}: must be between 0 and 1")
+    if args.data.max_len <= (args.rollout.max_new_tokens or 0):
+        raise OptionError(
+            f"--data.max_len {args.data.max_len} leaves no room for a prompt beside "
+            f"--rollout.max_new_tokens {args.rollout.max_new_tokens}"
+        )
+    if args.eval.dataset and args.apo.load_rollouts:
+        raise OptionError("--eval.dataset needs an engine: drop it or --apo.load_rollouts")
+    try:
+        objects.build_all(args)
+    except ValueError as error:
+        raise OptionError(f"--loss {args.loss}: {error}") from None
+    if args.loss == flags.OPENRLHF:
+        if args.algo.advantage.estimator == "gae":
+            raise OptionError("--algo.advantage.estimator gae needs a critic: use group_norm, rloo or another")
+        ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
+        if step % (args.train.micro_batch_size * ranks):
+            raise OptionError(
+                f"--train.batch_size {step} is not a multiple of --train.micro_batch_size "
+                f"{args.train.micro_batch_size} x {ranks} ranks"
+            )
+    if args.loss in ("dr_grpo", "dapo") and not args.rollout.max_new_tokens:
+        raise OptionError(f"--loss {args.loss} needs --rollout.max_new_tokens, the length that it measures answers by")
+    if args.reward.overlong_buffer_len is not None:
+        if not args.rollout.max_new_tokens or not 0 < args.reward.overlong_buffer_len <= args.rollout.max_new_tokens:
+            raise OptionError(
+                f"--reward.overlong_buffer_len {args.reward.overlong_buffer_len:g} must be above 0 and at most "
+                f"--rollout.max_new_tokens {args.rollout.max_new_tokens}"
+            )
+    if args.loss in GROUP_LOSSES and not args.algo.kl.use_loss and args.algo.kl.init_coef > 0:
+        raise OptionError(f"--loss {args.loss} has KL in the loss only: leave --algo.kl.use_loss on")
+    if args.loss == "g2rpo_a" and args.apo.load_rollouts:
+        raise OptionError("--loss g2rpo_a guides generation: drop --apo.load_rollouts, or use --loss grpo")
+    if args.algo.dynamic_filtering_enable and args.apo.load_rollouts:
+        raise OptionError("--algo.dynamic_filtering_enable needs an engine: drop it or --apo.load_rollouts")
+    if args.apo.load_rollouts:
+        if not any(name.startswith("rollout_") for name in _listdir(args.apo.load_rollouts)):
+            raise OptionError(f"--apo.load_rollouts {args.apo.load_rollouts}: no rollout_*.jsonl there")
+
+
+def _listdir(path: str) -> list[str]:
+    return os.listdir(path) if os.path.isdir(path) else []
+
+
+def check_model_folder(args: SimpleNamespace) -> None:
+    from transformers import AutoConfig
+
+    model = args.actor.model_name_or_path
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--actor.model_name_or_path {model}: {str(error).splitlines()[0]}") from None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not has_cuda() and args.vllm.num_engines and (head_dim < 32 or head_dim % 16):
+        raise OptionError(f"--actor.model_name_or_path {model}: vLLM on CPU has no attention for head_dim {head_dim}")

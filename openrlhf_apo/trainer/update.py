@@ -1,0 +1,93 @@
+"""One rollout of any objective: whole groups to optimizer steps, numbers per sample to the policy.
+
+The gradient of every objective here is a sum over samples once the driver, which knows all of a group and of a step,
+has done what concerns more than one sample: targets, alpha, advantages, normalisers (step.StepTerms). Ranks add their
+samples up in any micro-batching, packing or sharding, and the step is the same.
+"""
+
+from collections import defaultdict
+from typing import Protocol
+
+import torch
+
+from openrlhf_apo.trainer.handles import PolicyHandle
+from openrlhf_apo.trainer.length_penalty import LengthPenalty
+from openrlhf_apo.trainer.regularizer import Regularizer
+from openrlhf_apo.trainer.samples import Sample, split_into_steps
+from openrlhf_apo.trainer.step import Step, StepReport, StepTerms
+
+
+class Objective(Protocol):
+    """group_objective.py and token_objective.py."""
+
+    def begin_rollout(self, rollout: int, num_steps: int) -> None:
+        """Before the first optimizer step, with the rollout's samples loaded."""
+
+    def terms(self, step: Step) -> tuple[StepTerms, dict]:
+        """What the ranks are to compute, and the metrics of the step."""
+
+    def after_update(self, step: Step, report: StepReport) -> dict:
+        """After the optimizer step; further metrics."""
+
+
+class Update:
+    """Trains a rollout and reports its signals."""
+
+    def __init__(
+        self,
+        policy: PolicyHandle,
+        objective: Objective,
+        *,
+        groups_per_step: int,
+        epochs: int,
+        regularizer: Regularizer | None = None,
+        length_penalty: LengthPenalty | None = None,
+    ):
+        self.policy, self.objective = policy, objective
+        self.groups_per_step, self.epochs = groups_per_step, epochs
+        self.regularizer = regularizer or Regularizer()
+        self.length_penalty = length_penalty or LengthPenalty()
+
+    def run(self, groups: list[list[Sample]], rollout: int) -> dict:
+        """Train on the rollout's whole groups. Returns the metrics of the last optimizer step, and every step's as
+        lists under inner/<key>."""
+        steps = split_into_steps(groups, self.groups_per_step)
+        self.policy.load_steps([[sample for group in step for sample in group] for step in steps])
+        self.objective.begin_rollout(rollout, len(steps))
+        inner: dict[str, list] = defaultdict(list)
+        mismatch = 0.0
+        for update in range(self.epochs * len(steps)):
+            index = update % len(steps)
+            step = self._step(steps[index], index, update, rollout)
+            terms, metrics = self.objective.terms(step)
+            metrics |= self.regularizer.add(terms, step)
+            report = self.policy.apply(index, terms)
+            metrics |= self.objective.after_update(step, report)
+            means = dict(report.token_means)
+            step_mismatch = means.pop("mismatch")
+            mismatch = step_mismatch if update == 0 else mismatch  # later updates have left the weights that sampled
+            varied = step.rewards.max(-1).values > step.rewards.min(-1).values
+            metrics = {"loss": report.loss} | metrics | means  # a group objective knows its own loss
+            metrics |= {
+                "grad_norm": report.grad_norm,
+                "lr": report.lr,
+                "zero_variance_fraction": 1.0 - varied.double().mean().item(),
+            }
+            for key, value in metrics.items():
+                inner[key].append(value)
+        result = {key: values[-1] for key, values in inner.items()}
+        result |= {f"inner/{key}": values for key, values in inner.items()}
+        result["rollout_mismatch"] = mismatch
+        return result
+
+    def _step(self, groups: list[list[Sample]], index: int, update: int, rollout: int) -> Step:
+        rewards = [[self.length_penalty(sample) for sample in group] for group in groups]
+        lengths = [[len(sample.response_ids) for sample in group] for group in groups]
+        return Step(
+            index=index,
+            update=update,
+            rollout=rollout,
+            groups=groups,
+            rewards=torch.tensor(rewards, dtype=torch.float64),
+            lengths=torch.tensor(lengths, dtype=torch.float64),
+        )
