@@ -67,6 +67,8 @@ def load_losses(path: str) -> list[str]:
     path = os.path.realpath(path)
     if path in _LOADED:
         return _LOADED[path]
+    if not path.endswith(".py"):
+        raise LossError(f"{path} is not a Python file (.py)")
     before = set(GROUP_LOSSES)
     try:
         spec = importlib.util.spec_from_file_location("openrlhf_apo_user_loss", path)
