@@ -50,8 +50,9 @@ def tiny_model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def sums(tmp_path_factory) -> str:
-    """64 sums as prompts."""
+    """64 sums as prompts, with solutions."""
     path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
-    rows = [{"prompt": f"{i % 8}+{i // 8}=", "label": str(i % 8 + i // 8)} for i in range(64)]
+    sums = [(i % 8, i // 8) for i in range(64)]
+    rows = [{"prompt": f"{a}+{b}=", "label": str(a + b), "solution": f"{a}+{b} \\boxed{{{a + b}}}"} for a, b in sums]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

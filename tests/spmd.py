@@ -1,8 +1,8 @@
 """Ranks without Ray: every process runs the same driver code and computes its own share, as a PolicyHandle.
 
 Run by test_exactness.py: `python tests/spmd.py JOB.json`, once per rank with RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT set. The job names model, samples, and a list of cases (ZeRO stage, micro-batch size); rank 0 writes, per
-case, each step's gradient and the final weights.
+MASTER_PORT set. The job names model, samples, and a list of cases (ZeRO stage, micro-batch size, and what else differs
+from the job); rank 0 writes, per case, each step's gradient and the final weights.
 """
 
 import json
@@ -118,7 +118,8 @@ def settings(job: dict, zero_stage: int, micro_batch_size: int) -> SimpleNamespa
     )
 
 
-def run_case(job: dict, zero_stage: int, micro_batch_size: int) -> dict:
+def run_case(job: dict) -> dict:
+    zero_stage, micro_batch_size = job["zero_stage"], job["micro_batch_size"]
     strategy = ApoStrategy(settings(job, zero_stage, micro_batch_size), unmanaged_accumulation=True)
     strategy.setup_distributed()
 
@@ -166,6 +167,6 @@ if __name__ == "__main__":
     with open(sys.argv[1]) as file:
         job = json.load(file)
     for case in job["cases"]:
-        result = run_case(job, case["zero_stage"], case["micro_batch_size"])
+        result = run_case(job | case)
         if int(os.environ["RANK"]) == 0:
             torch.save(result, case["out"])

@@ -14,11 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import whole_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 MODULE = [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray"]
+FIRST_IS_A_DIGIT = "float(query[len(prompt):][:1].isdigit())"
 DIGITS_REWARD = """
 import torch
 
@@ -153,12 +157,56 @@ def test_ess_from_the_engine_on_two_ranks(flags, tmp_path):
     assert all("confidence" not in row for row in rows)
 
 
-@pytest.mark.parametrize("loss", ["grpo", "gspo"])
-def test_openrlhfs_own_losses(flags, tmp_path, loss):
-    rows = succeed(flags, tmp_path, "--loss", loss, "--data.max_samples", "16", "--algo.kl.init_coef", "1e-3")
+FROM_FILES = sorted((GROUP_LOSSES.keys() | TOKEN_LOSSES.keys() | {"openrlhf"}) - {"apo", "dapo", "g2rpo_a"})
+
+
+@pytest.mark.parametrize("loss", FROM_FILES)
+def test_every_loss_trains(flags, guarded, tmp_path, loss):
+    """apo, dapo and g2rpo_a have runs of their own, from the engine."""
+    rows = succeed(flags, tmp_path, "--loss", loss, "--apo.load_rollouts", str(guarded / "rollouts"))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in rows)
+    if loss != "openrlhf":
+        assert all(row["inner/log_ratio_std"][0] == 0 < row["inner/log_ratio_std"][1] for row in rows)
+
+
+def test_gspo_from_the_engine_with_adrpo_and_entropy(flags, tmp_path):
+    more = ["--adrpo.enable", "--actor.entropy_coef", "1e-3", "--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3"]
+    rows = succeed(flags, tmp_path, "--loss", "gspo", "--data.max_samples", "16", *more)
     assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["grad_norm"] > 0 and "alpha" not in row and "kl" in row for row in rows)
+    assert all(row["rollout_mismatch"] < 1e-3 and row["entropy"] > 0 for row in rows)
+    assert rows[0]["inner/kl"][0] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 1e-6
+    assert all(0 <= row["adrpo_beta_mean"] <= row["adrpo_beta_max"] <= 1 for row in rows)
+
+
+def test_dapo_samples_groups_of_equal_rewards_anew(flags, tmp_path):
+    reward = tmp_path / "first.py"
+    reward.write_text(DIGITS_REWARD.replace("sum(c.isdigit() for c in query[len(prompt):]) / 16", FIRST_IS_A_DIGIT))
+    rows = succeed(flags, tmp_path / "out", "--loss", "dapo", "--reward.remote_url", str(reward))
+    assert all(row["zero_variance_fraction"] == 0 and row["generations"] >= 1 for row in rows)
+    assert sum(row["filtered_groups"] for row in rows) > 0
+
+
+def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
+    more = ["--loss", "g2rpo_a", "--g2rpo_a.length", "4", "--g2rpo_a.share", "0.25"]
+    rows = succeed(flags, tmp_path, *more, "--apo.save_rollouts", str(tmp_path / "rollouts"))
+    assert rows[0]["guidance_tokens"] == 4 and all(1 <= row["guidance_tokens"] <= 4 for row in rows)
+    for step, row in enumerate(rows, start=1):
+        for group in whole_groups(RolloutFiles(str(tmp_path / "rollouts")).read(step), 8):
+            lengths = [len(sample.prompt_ids) for sample in group]
+            assert sorted(lengths) == lengths and lengths[5] == lengths[0]  # six free answers, then two guided ones
+            assert lengths[6] == lengths[7] == lengths[0] + row["guidance_tokens"]
     assert all(row["rollout_mismatch"] < 1e-3 for row in rows)
+
+
+def test_a_loss_of_ones_own_trains_like_the_built_in_one(flags, guarded, tmp_path):
+    mine = str(Path(__file__).parents[1] / "examples" / "python" / "my_loss.py")
+    load = ["--apo.load_rollouts", str(guarded / "rollouts"), "--data.max_samples", "16"]
+    own = succeed(flags, tmp_path / "own", "--loss_path", mine, *load)
+    built_in = succeed(flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
+    for a, b in zip(own, built_in, strict=True):
+        assert a["inner/loss"] == pytest.approx(b["inner/loss"], abs=1e-9)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
 
 
 def test_bad_rewards_stop_the_run_or_cost_their_group(flags, tmp_path):

@@ -12,7 +12,6 @@ from openrlhf.trainer.ray.launcher import ReferenceModelActor as UpstreamReferen
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from openrlhf_apo.objectives import GROUP_LOSSES  # noqa: E402
 from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
 from openrlhf_apo.trainer.layout import Layout, make_layout  # noqa: E402
 from openrlhf_apo.trainer.learner import Learner, RankReport, RankTerms, merge_reports, rank_terms  # noqa: E402
@@ -29,7 +28,7 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
         args, anchor, reference = strategy.args, None, None
-        if args.loss in GROUP_LOSSES and args.apo.anchor in ANCHORS_WITH_WEIGHTS:
+        if args.apo.anchor in ANCHORS_WITH_WEIGHTS:
             anchor = AnchorWeights(self._frozen_model(strategy, pretrain), args.ds.zero_stage)
             if "anchor" in self.checkpoint_states:
                 anchor.load_state_dict(self.checkpoint_states.pop("anchor"))

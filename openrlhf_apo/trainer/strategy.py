@@ -30,3 +30,11 @@ class ApoStrategy(DeepspeedStrategy):
             config["gradient_accumulation_steps"] = 1
             config["managed_gradient_accumulation"] = False
         return config
+
+    def get_ds_eval_config(self, offload=False):
+        config = super().get_ds_eval_config(offload)
+        if self.unmanaged_accumulation:  # a frozen model takes micro-batches of any size too
+            del config["train_batch_size"]
+            config["train_micro_batch_size_per_gpu"] = 1
+            config["gradient_accumulation_steps"] = 1
+        return config
