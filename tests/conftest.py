@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from runs import DIGITS_REWARD
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
@@ -56,3 +58,15 @@ def sums(tmp_path_factory) -> str:
     rows = [{"prompt": f"{a}+{b}=", "label": str(a + b), "solution": f"{a}+{b} \\boxed{{{a + b}}}"} for a, b in sums]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def flags(tiny_model, sums, tmp_path_factory) -> list[str]:
+    reward = tmp_path_factory.mktemp("reward") / "digits.py"
+    reward.write_text(DIGITS_REWARD)
+    return [
+        *("--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", sums),
+        *("--reward.remote_url", str(reward), "--data.max_len", "48", "--rollout.max_new_tokens", "12"),
+        *("--rollout.batch_size", "8", "--train.batch_size", "32", "--train.micro_batch_size", "8"),
+        *("--actor.adam.lr", "3e-3", "--actor.lr_scheduler", "constant", "--data.max_samples", "48"),
+    ]

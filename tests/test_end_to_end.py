@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,53 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.trainer.metrics import read_metrics
-from openrlhf_apo.trainer.rollout_files import RolloutFiles
-from openrlhf_apo.trainer.samples import whole_groups
+from runs import DIGITS_REWARD, MODULE, succeed, train, weight_error, without_clock
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-MODULE = [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray"]
-FIRST_IS_A_DIGIT = "float(query[len(prompt):][:1].isdigit())"
-DIGITS_REWARD = """
-import torch
-
-def reward_func(queries, prompts, labels, **kwargs):
-    rewards = [sum(c.isdigit() for c in query[len(prompt):]) / 16 for query, prompt in zip(queries, prompts)]
-    return {"rewards": torch.tensor(rewards), "scores": torch.tensor(rewards)}
-"""
-
-
-@pytest.fixture(scope="module")
-def flags(tiny_model, sums, tmp_path_factory) -> list[str]:
-    reward = tmp_path_factory.mktemp("reward") / "digits.py"
-    reward.write_text(DIGITS_REWARD)
-    return [
-        *("--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", sums),
-        *("--reward.remote_url", str(reward), "--data.max_len", "48", "--rollout.max_new_tokens", "12"),
-        *("--rollout.batch_size", "8", "--train.batch_size", "32", "--train.micro_batch_size", "8"),
-        *("--actor.adam.lr", "3e-3", "--actor.lr_scheduler", "constant", "--data.max_samples", "48"),
-    ]
-
-
-def train(flags: list[str], out: Path, *more: str, timeout: float = 240) -> subprocess.CompletedProcess:
-    command = [*MODULE, *flags, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt"), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-
-
-def succeed(flags: list[str], out: Path, *more: str) -> list[dict]:
-    result = train(flags, out, *more)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return read_metrics(out / "metrics.jsonl")
-
-
-def without_clock(rows: list[dict]) -> list[dict]:
-    return [
-        {key: value for key, value in row.items() if not key.startswith("time/") and key != "tokens_per_s"}
-        for row in rows
-    ]
-
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
 
 RESUMABLE = [
     "--ckpt.save_steps",
@@ -144,9 +100,7 @@ def test_two_ranks_train_the_weights_of_one(flags, guarded, tmp_path):
     for a, b in zip(one, two, strict=True):
         assert a["inner/alpha"] == pytest.approx(b["inner/alpha"], abs=1e-6)
         assert a["ess_outcome"] == b["ess_outcome"]
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    error = sum((a[k] - b[k]).square().sum() for k in a).sqrt() / sum(a[k].square().sum() for k in a).sqrt()
-    assert error <= 1e-5
+    assert weight_error(tmp_path / "one", tmp_path / "two") <= 1e-5
 
 
 def test_ess_from_the_engine_on_two_ranks(flags, tmp_path):
@@ -155,58 +109,6 @@ def test_ess_from_the_engine_on_two_ranks(flags, tmp_path):
     )
     assert {row["ess_outcome"] for row in rows} <= {"root", "clamped_hi", "clamped_lo", "skipped"}
     assert all("confidence" not in row for row in rows)
-
-
-FROM_FILES = sorted((GROUP_LOSSES.keys() | TOKEN_LOSSES.keys() | {"openrlhf"}) - {"apo", "dapo", "g2rpo_a"})
-
-
-@pytest.mark.parametrize("loss", FROM_FILES)
-def test_every_loss_trains(flags, guarded, tmp_path, loss):
-    """apo, dapo and g2rpo_a have runs of their own, from the engine."""
-    rows = succeed(flags, tmp_path, "--loss", loss, "--apo.load_rollouts", str(guarded / "rollouts"))
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in rows)
-    if loss != "openrlhf":
-        assert all(row["inner/log_ratio_std"][0] == 0 < row["inner/log_ratio_std"][1] for row in rows)
-
-
-def test_gspo_from_the_engine_with_adrpo_and_entropy(flags, tmp_path):
-    more = ["--adrpo.enable", "--actor.entropy_coef", "1e-3", "--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3"]
-    rows = succeed(flags, tmp_path, "--loss", "gspo", "--data.max_samples", "16", *more)
-    assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["rollout_mismatch"] < 1e-3 and row["entropy"] > 0 for row in rows)
-    assert rows[0]["inner/kl"][0] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 1e-6
-    assert all(0 <= row["adrpo_beta_mean"] <= row["adrpo_beta_max"] <= 1 for row in rows)
-
-
-def test_dapo_samples_groups_of_equal_rewards_anew(flags, tmp_path):
-    reward = tmp_path / "first.py"
-    reward.write_text(DIGITS_REWARD.replace("sum(c.isdigit() for c in query[len(prompt):]) / 16", FIRST_IS_A_DIGIT))
-    rows = succeed(flags, tmp_path / "out", "--loss", "dapo", "--reward.remote_url", str(reward))
-    assert all(row["zero_variance_fraction"] == 0 and row["generations"] >= 1 for row in rows)
-    assert sum(row["filtered_groups"] for row in rows) > 0
-
-
-def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
-    more = ["--loss", "g2rpo_a", "--g2rpo_a.length", "4", "--g2rpo_a.share", "0.25"]
-    rows = succeed(flags, tmp_path, *more, "--apo.save_rollouts", str(tmp_path / "rollouts"))
-    assert rows[0]["guidance_tokens"] == 4 and all(1 <= row["guidance_tokens"] <= 4 for row in rows)
-    for step, row in enumerate(rows, start=1):
-        for group in whole_groups(RolloutFiles(str(tmp_path / "rollouts")).read(step), 8):
-            lengths = [len(sample.prompt_ids) for sample in group]
-            assert sorted(lengths) == lengths and lengths[5] == lengths[0]  # six free answers, then two guided ones
-            assert lengths[6] == lengths[7] == lengths[0] + row["guidance_tokens"]
-    assert all(row["rollout_mismatch"] < 1e-3 for row in rows)
-
-
-def test_a_loss_of_ones_own_trains_like_the_built_in_one(flags, guarded, tmp_path):
-    mine = str(Path(__file__).parents[1] / "examples" / "python" / "my_loss.py")
-    load = ["--apo.load_rollouts", str(guarded / "rollouts"), "--data.max_samples", "16"]
-    own = succeed(flags, tmp_path / "own", "--loss_path", mine, *load)
-    built_in = succeed(flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
-    for a, b in zip(own, built_in, strict=True):
-        assert a["inner/loss"] == pytest.approx(b["inner/loss"], abs=1e-9)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
 
 
 def test_bad_rewards_stop_the_run_or_cost_their_group(flags, tmp_path):

@@ -1,0 +1,85 @@
+"""Every objective through the real stack: from saved rollouts where that suffices, from the engine where sampling is
+its own. Untrained model, dense reward: what is tested is the machinery."""
+
+from pathlib import Path
+
+import pytest
+
+from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import whole_groups
+from runs import DIGITS_REWARD, FIRST_IS_A_DIGIT, succeed, weight_error
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
+
+
+@pytest.fixture(scope="module")
+def rollouts(flags, tmp_path_factory) -> str:
+    """Five rollouts of an APO run from the engine."""
+    out = tmp_path_factory.mktemp("apo")
+    rows = succeed(flags, out, "--data.max_samples", "40", "--apo.save_rollouts", str(out / "rollouts"))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    return str(out / "rollouts")
+
+
+FROM_FILES = sorted((GROUP_LOSSES.keys() | TOKEN_LOSSES.keys() | {"openrlhf"}) - {"apo", "dapo", "g2rpo_a"})
+
+
+@pytest.mark.parametrize("loss", FROM_FILES)
+def test_every_loss_trains(flags, rollouts, tmp_path, loss):
+    """apo, dapo and g2rpo_a have runs of their own, from the engine."""
+    rows = succeed(flags, tmp_path, "--loss", loss, "--apo.load_rollouts", rollouts)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in rows)
+    if loss != "openrlhf":
+        assert all(row["inner/log_ratio_std"][0] == 0 < row["inner/log_ratio_std"][1] for row in rows)
+
+
+def test_our_grpo_step_is_openrlhfs(flags, rollouts, tmp_path):
+    """One optimizer step per rollout, where OpenRLHF's shuffling of single samples cannot matter."""
+    common = ["--apo.load_rollouts", rollouts, "--train.batch_size", "64", "--actor.adam.eps", "1e-2"]
+    common += ["--algo.kl.init_coef", "0"]
+    ours = succeed(flags, tmp_path / "ours", *common, "--loss", "grpo", "--train.micro_batch_size", "16")
+    theirs = ["--loss", "openrlhf", "--actor.loss_agg_mode", "seq-mean-token-mean"]
+    theirs = succeed(flags, tmp_path / "theirs", *common, *theirs)
+    assert [row["grad_norm"] for row in ours] == pytest.approx([row["grad_norm"] for row in theirs], rel=1e-4)
+    assert weight_error(tmp_path / "ours", tmp_path / "theirs") <= 1e-5
+
+
+def test_gspo_from_the_engine_with_adrpo_and_entropy(flags, tmp_path):
+    more = ["--adrpo.enable", "--actor.entropy_coef", "1e-3", "--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3"]
+    rows = succeed(flags, tmp_path, "--loss", "gspo", "--data.max_samples", "16", *more)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["rollout_mismatch"] < 1e-3 and row["entropy"] > 0 for row in rows)
+    assert rows[0]["inner/kl"][0] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 1e-6
+    assert all(0 <= row["adrpo_beta_mean"] <= row["adrpo_beta_max"] <= 1 for row in rows)
+
+
+def test_dapo_samples_groups_of_equal_rewards_anew(flags, tmp_path):
+    reward = tmp_path / "first.py"
+    reward.write_text(DIGITS_REWARD.replace("sum(c.isdigit() for c in query[len(prompt):]) / 16", FIRST_IS_A_DIGIT))
+    rows = succeed(flags, tmp_path / "out", "--loss", "dapo", "--reward.remote_url", str(reward))
+    assert all(row["zero_variance_fraction"] == 0 and row["generations"] >= 1 for row in rows)
+    assert sum(row["filtered_groups"] for row in rows) > 0
+
+
+def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
+    more = ["--loss", "g2rpo_a", "--g2rpo_a.length", "4", "--g2rpo_a.share", "0.25"]
+    rows = succeed(flags, tmp_path, *more, "--apo.save_rollouts", str(tmp_path / "rollouts"))
+    assert rows[0]["guidance_tokens"] == 4 and all(1 <= row["guidance_tokens"] <= 4 for row in rows)
+    for step, row in enumerate(rows, start=1):
+        for group in whole_groups(RolloutFiles(str(tmp_path / "rollouts")).read(step), 8):
+            lengths = [len(sample.prompt_ids) for sample in group]
+            assert sorted(lengths) == lengths and lengths[5] == lengths[0]  # six free answers, then two guided ones
+            assert lengths[6] == lengths[7] == lengths[0] + row["guidance_tokens"]
+    assert all(row["rollout_mismatch"] < 1e-3 for row in rows)
+
+
+def test_a_loss_of_ones_own_trains_like_the_built_in_one(flags, rollouts, tmp_path):
+    mine = str(Path(__file__).parents[1] / "examples" / "python" / "my_loss.py")
+    load = ["--apo.load_rollouts", rollouts, "--data.max_samples", "16"]
+    own = succeed(flags, tmp_path / "own", "--loss_path", mine, *load)
+    built_in = succeed(flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
+    for a, b in zip(own, built_in, strict=True):
+        assert a["inner/loss"] == pytest.approx(b["inner/loss"], abs=1e-9)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
