@@ -4,10 +4,12 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from openrlhf_apo.cli.compare import load_comparison
 from openrlhf_apo.options.settings import _parser, _read_config
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +50,23 @@ def test_documented_command_is_accepted(page, command):
             _read_config(parser, str(ROOT / args.config))
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
+CONFIGURATIONS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(COMPARISONS))
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS, ids=lambda path: path.name)
 def test_configurations_hold_known_flags(config):
     assert _read_config(_parser(), str(config))
+
+
+@pytest.mark.parametrize("config", COMPARISONS, ids=lambda path: path.name)
+def test_comparisons_hold_known_flags_and_real_commands(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    comparison = load_comparison(config)
+    for words in comparison.arms.values():
+        assert _parser().parse_args(words).loss
+    for python, dash_m, module, *_ in comparison.prepare:
+        assert (python, dash_m) == ("python", "-m") and find_spec(module)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -1,0 +1,503 @@
+"""The comparison: what is refused before it starts, what a kill leaves, who crashed, and the numbers in the table."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from test_end_to_end import DIGITS_REWARD
+from test_report import synthetic_run
+
+from openrlhf_apo.cli import compare as compare_module
+from openrlhf_apo.cli.compare import check_arms, load_comparison, main
+from openrlhf_apo.cli.compare_figure import build_figures
+from openrlhf_apo.cli.compare_results import (
+    has_collapsed,
+    markdown_table,
+    mean_and_half_width,
+    measure,
+    steps_to_threshold,
+    t_975,
+    write_results,
+)
+from openrlhf_apo.cli.compare_runs import Run, run_all
+from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
+
+ROOT = Path(__file__).parents[1]
+STEPS = 6
+# Stands in for the trainer: a line of metrics and a checkpoint per step; CRASH=arm_S fails at step 3, PAUSE=N stops
+# going on at step N, MEET=N waits until N runs have started. Every call is a line of calls.txt.
+TRAINER = f"""
+import json, os, sys, time
+from pathlib import Path
+argv = sys.argv[1:]
+out = Path(argv[argv.index("--ckpt.output_dir") + 1])
+latest = Path(argv[argv.index("--ckpt.path") + 1], "_actor", "latest")
+name = f"{{out.parent.name}}_{{out.name[5:]}}"
+resume = "--ckpt.load_enable" in argv
+with open(out.parents[1] / "calls.txt", "a") as calls:
+    calls.write(name + (" resumed" if resume else "") + "\\n")
+deadline = time.time() + 60
+while len((out.parents[1] / "calls.txt").read_text().split("\\n")) <= int(os.environ.get("MEET", 0)):
+    assert time.time() < deadline, "nobody else came"
+    time.sleep(0.02)
+done = int(latest.read_text()) if resume else 0
+for step in range(done + 1, {STEPS} + 1):
+    if name == os.environ.get("CRASH") and step == 3:
+        print("noise", "error: out of luck", "more noise", sep="\\n", file=sys.stderr)
+        sys.exit(1)
+    while str(step) == os.environ.get("PAUSE"):
+        time.sleep(0.02)
+    row = {{"step": step, "reward_mean": 0.1 * step + 0.01 * int(name[-1]), "time/step": 2.0}}
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+    latest.parent.mkdir(parents=True, exist_ok=True)
+    latest.write_text(str(step))
+"""
+
+
+@pytest.fixture
+def spec(tiny_model, sums, tmp_path) -> dict:
+    """The content of a comparison file: two arms, two seeds."""
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "seeds": [1, 2],
+        "flags": {
+            "reward": "math_verify",
+            "actor.model_name_or_path": tiny_model,
+            "data": {"prompt_dataset": sums, "max_len": 48},
+            "rollout": {"batch_size": 8, "max_new_tokens": 12},
+            "train": {"batch_size": 32, "micro_batch_size": 8},
+        },
+        "arms": {"apo": {"loss": "apo", "apo.beta_r": 0.9}, "grpo": {"loss": "grpo"}},
+        "threshold": 0.3,
+    }
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch) -> list[str]:
+    """compare runs the stand-in."""
+    path = tmp_path / "trainer.py"
+    path.write_text(TRAINER)
+    command = [sys.executable, str(path)]
+    monkeypatch.setattr(compare_module, "run_all", partial(run_all, trainer=command))
+    monkeypatch.setattr("openrlhf_apo.cli.compare_runs.POLL_SECONDS", 0.02)
+    return command
+
+
+def write(tmp_path, spec) -> str:
+    path = tmp_path / "compare.yaml"
+    path.write_text(spec if isinstance(spec, str) else yaml.safe_dump(spec, sort_keys=False))
+    return str(path)
+
+
+def refused(path, capfd, *more) -> str:
+    assert main([path, *more]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "warning" not in line]
+    assert line.startswith("error: ")
+    return line
+
+
+def calls(tmp_path) -> list[str]:
+    return sorted((tmp_path / "out" / "calls.txt").read_text().splitlines())
+
+
+def csv_rows(out) -> list[dict]:
+    with open(out / "results.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def rewards_as_rows(rewards) -> list[dict]:
+    return [{"step": step, "reward_mean": float(reward)} for step, reward in enumerate(rewards, start=1)]
+
+
+# --- the numbers
+
+
+def test_interval_of_three_seeds_by_hand():
+    mean, half = mean_and_half_width([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.3027 / 3**0.5, abs=1e-4)  # s = 1, two degrees of freedom
+    assert mean_and_half_width([5.0]) == (5.0, None)
+
+
+def test_student_quantiles_are_those_of_the_tables():
+    for degrees, quantile in {1: 12.706, 2: 4.303, 9: 2.262, 30: 2.042, 31: 2.0395, 60: 2.0003, 120: 1.9799}.items():
+        assert t_975(degrees) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_threshold_is_reached_by_a_mean_of_three_steps():
+    rewards = [0.1, 0.9, 0.1, 0.4, 0.5, 0.6, 0.7]
+    assert steps_to_threshold(rewards_as_rows(rewards), 0.5) == 6
+    assert steps_to_threshold(rewards_as_rows(rewards), 0.65) is None
+    assert steps_to_threshold(rewards_as_rows([0.9, 0.9]), 0.5) is None
+    assert steps_to_threshold([{"step": 0, "eval/pass1": 1.0}, *rewards_as_rows([0.5] * 3)], 0.5) == 3
+
+
+def test_collapse_is_losing_more_than_half_of_the_gain():
+    up = np.linspace(0.4, 0.8, 20)
+    assert not has_collapsed(list(up))
+    assert has_collapsed([*up, *np.linspace(0.8, 0.3, 10)])
+    assert not has_collapsed([*up, *[0.7] * 10])
+    assert not has_collapsed([0.5])
+    assert not has_collapsed([0.5, 0.4])
+
+
+@pytest.mark.parametrize("n_steps", [13, 45, 234])
+def test_noise_alone_is_not_a_collapse(n_steps):
+    rng = np.random.default_rng(0)
+    flat = [has_collapsed(list(0.5 + 0.03 * rng.normal(size=n_steps))) for _ in range(300)]
+    assert np.mean(flat) < 0.02
+
+
+def test_measures_of_a_run_by_hand():
+    rows = [{"step": 0, "eval/pass1": 0.1, "eval/pass4": 0.3, "time/step": 9.0}]
+    rows += [row | {"time/step": 2.0} for row in rewards_as_rows(np.arange(1, 21) / 20)]
+    rows[-1] |= {"eval/pass1": 0.5, "eval/pass4": 0.75, "eval/response_length": 7.0}
+    assert measure(rows, 0.79) == {
+        "steps": 20,
+        "first_reward": pytest.approx(0.125),
+        "final_reward": pytest.approx(0.925),
+        "auc": pytest.approx(0.525),
+        "collapsed": 0,
+        "seconds": 49.0,
+        "seconds_per_step": 2.0,
+        "pass1": 0.5,
+        "passk": 0.75,
+        "k": 4,
+        "steps_to_threshold": 17,
+    }
+    assert "steps_to_threshold" not in measure(rows, None)
+
+
+def test_table_counts_who_reached_and_who_collapsed():
+    row = {"arm": "a", "status": "finished", "final_reward": 0.5, "auc": 0.4, "collapsed": 0}
+    results = [
+        row | {"seed": 1, "steps_to_threshold": 4, "final_reward": 0.4},
+        row | {"seed": 2, "steps_to_threshold": 7, "final_reward": 0.6},
+        row | {"seed": 3, "collapsed": 1},
+        row | {"arm": "b", "seed": 1},
+    ]
+    table = markdown_table(results, 0.65).splitlines()
+    assert table[0] == "| arm | runs | final reward | area under the curve | steps to 0.65 | collapsed | s / step |"
+    assert table[2] == "| a | 3 | 0.500 ± 0.248 | 0.400 ± 0.000 | 5.5, by 2 of 3 | 1 of 3 |  |"
+    assert table[3] == "| b | 1 | 0.500 | 0.400 | never, 0 of 1 | 0 of 1 |  |"
+
+
+# --- what is refused, before anything starts
+
+
+def test_a_typo_in_the_last_arm_is_refused_before_the_first_starts(spec, trainer, tmp_path, capfd):
+    spec["prepare"] = [f"touch {tmp_path}/prepared"]
+    for flags, complaint in (
+        ({"loss": "apo", "apo.gama": 0.4}, "--apo.gama"),
+        (
+            {"loss": "apo", "alpha_mode": "fixed", "apo.gamma": 0.4},
+            "--apo.gamma has no effect with --alpha_mode fixed",
+        ),
+        ({"loss": "opo"}, "--loss"),
+    ):
+        spec["arms"]["third"] = flags
+        line = refused(write(tmp_path, spec), capfd)
+        assert "arm third: " in line and complaint in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.yaml", "trainer.py"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sedes": [1]}, "unknown key 'sedes'"),
+        ({"seeds": []}, "seeds must be a list"),
+        ({"seeds": [1, 1]}, "comes twice"),
+        ({"seeds": "1, 2"}, "seeds must be a list"),
+        ({"arms": {}}, "arms is missing"),
+        ({"arms": {"a/b": {}}}, "arm 'a/b'"),
+        ({"arms": {"a": "apo"}}, "arm a: expected"),
+        ({"arms": {"a": {"train.seed": 1}}}, "arm a: train.seed is set by compare itself"),
+        ({"arms": {"a": {"ckpt": {"path": "x"}}}}, "arm a: ckpt.path is set by compare itself"),
+        ({"threshold": "high"}, "threshold 'high'"),
+        ({"jobs": 0}, "jobs 0"),
+        ({"prepare": "touch x"}, "prepare must be a list"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"output_dir": None}, "output_dir is missing"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(spec, change, complaint, tmp_path, capfd):
+    assert complaint in refused(write(tmp_path, spec | change), capfd)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_comes_twice_is_refused(tmp_path, capfd):
+    text = f"output_dir: {tmp_path}/out\nseeds: [1]\narms:\n  a: {{loss: apo}}\n  a: {{loss: grpo}}\n"
+    assert "'a' comes twice (line 4" in refused(write(tmp_path, text), capfd)
+
+
+def test_files_that_are_no_yaml_mapping_are_refused(tmp_path, capfd):
+    assert "key: value" in refused(write(tmp_path, "- a\n"), capfd)
+    assert "compare.yaml" in refused(write(tmp_path, "a: [\n"), capfd)
+    assert "nowhere.yaml" in refused("nowhere.yaml", capfd)
+
+
+def test_arms_override_flags_and_flags_override_the_base(spec, tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("apo: {gamma: 0.1, beta_r: 2, rho: 0.2}\ntrain.seed: 9\nds.packing_samples: true\n")
+    spec |= {"config": str(base), "flags": {"apo.beta_r": 3, "ds": {"packing_samples": False}, "ckpt.save_hf": True}}
+    spec["arms"] = {"a": {"apo.gamma": 0.4, "apo.weight_clip": [0.1, 2], "apo.rho": None}}
+    words = load_comparison(write(tmp_path, spec)).arms["a"]
+    assert " ".join(words) == "--apo.gamma 0.4 --apo.beta_r 3 --ckpt.save_hf --apo.weight_clip 0.1 2"
+
+
+def test_gpu_runs_side_by_side_need_one_ray(spec, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(compare_module, "has_cuda", lambda: True)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "RAY_ADDRESS" in refused(write(tmp_path, spec), capfd, "--jobs", "2")
+
+
+def test_a_failing_preparation_starts_nothing(spec, trainer, tmp_path, capfd):
+    spec["prepare"] = ["python -c 'raise SystemExit(3)'"]
+    assert "prepare: exit code 3" in refused(write(tmp_path, spec), capfd)
+    assert not (tmp_path / "out" / "calls.txt").exists()
+
+
+def test_a_model_that_preparation_did_not_make_is_refused(spec, trainer, tmp_path, capfd):
+    spec["flags"]["actor.model_name_or_path"] = str(tmp_path / "model")
+    marker = tmp_path / "prepared"
+    spec["prepare"] = [["python", "-c", f"open({str(marker)!r}, 'x')"]]
+    assert "arm apo: --actor.model_name_or_path" in refused(write(tmp_path, spec), capfd)
+    assert marker.exists() and not (tmp_path / "out" / "calls.txt").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_comparisons_of_this_repository_pass_every_check(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for module in ("settings", "checks"):
+        monkeypatch.setattr(f"openrlhf_apo.options.{module}.has_cuda", lambda: "qwen3" in path.name)
+    comparison = load_comparison(path)
+    assert list(comparison.arms) == ["apo_ess", "apo_fixed", "apo_guarded", "gspo", "adpo_softmax", "grpo"]
+    assert check_arms(comparison, check_model=False) == []
+
+
+# --- running
+
+
+def test_runs_everything_then_skips_it(spec, trainer, tmp_path, capfd):
+    path = write(tmp_path, spec | {"prepare": [f"touch {tmp_path}/prepared"]})
+    assert main([path]) == 0
+    out, shown = tmp_path / "out", capfd.readouterr()
+    assert calls(tmp_path) == ["apo_1", "apo_2", "grpo_1", "grpo_2"]
+    assert "apo seed 1: starts" in shown.err and "grpo seed 2: finished, 6 steps, reward 0.120 to 0.620" in shown.err
+    assert "| apo | 2 | 0.515 ± 0.064 |" in shown.out  # means of steps 4 to 6: 0.51 and 0.52
+    assert [row["steps_to_threshold"] for row in csv_rows(out)] == ["4"] * 4
+    assert {"results.csv", "results.md", "figure_reward.png"} <= {path.name for path in out.iterdir()}
+    assert not (out / "apo/seed_1/ckpt").exists()
+    assert "--apo.beta_r 0.9" in (out / "apo/seed_1/train.log").read_text().splitlines()[0]
+
+    (tmp_path / "prepared").unlink()
+    (out / "results.md").unlink()
+    assert main([path]) == 0
+    assert len(calls(tmp_path)) == 4
+    assert (out / "results.md").exists() and not (tmp_path / "prepared").exists()
+
+
+def test_an_arm_redefined_after_it_ran_is_refused(spec, trainer, tmp_path, capfd):
+    assert main([write(tmp_path, spec)]) == 0
+    capfd.readouterr()
+    spec["arms"]["apo"]["apo.beta_r"] = 0.5
+    line = refused(write(tmp_path, spec), capfd)
+    assert "arm apo, seed 1 was run with other settings (--apo.beta_r: 0.9, now 0.5): delete " in line
+    assert len(calls(tmp_path)) == 4
+
+
+def test_a_crashed_arm_is_named_and_tried_again(spec, trainer, tmp_path, capfd, monkeypatch):
+    path = write(tmp_path, spec)
+    monkeypatch.setenv("CRASH", "apo_1")
+    assert main([path]) == 1
+    page = (tmp_path / "out/results.md").read_text()
+    assert "| apo | 1 of 2, rest crashed | 0.520 |" in page and "| grpo | 2 | 0.515 ±" in page
+    assert "**apo** crashed: 1 of 2, seed 1 after 2 steps: out of luck" in page
+    crashed = csv_rows(tmp_path / "out")[0]
+    assert (crashed["status"], crashed["error"], crashed["final_reward"]) == ("crashed", "out of luck", "")
+    assert "apo seed 1: crashed: out of luck" in capfd.readouterr().err
+
+    monkeypatch.delenv("CRASH")
+    assert main([path]) == 0
+    assert calls(tmp_path) == ["apo_1", "apo_1 resumed", "apo_2", "grpo_1", "grpo_2"]
+    assert "crashed:" not in (tmp_path / "out/results.md").read_text()
+
+
+def test_a_run_killed_from_outside_is_a_crash(spec, tmp_path):
+    run = Run(tmp_path, "a", 1, [])
+    run_all([run], 1, [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert run.record["error"] == "killed by SIGKILL" and not run.finished
+    run_all([run], 1, [sys.executable, "-c", "pass"])
+    assert run.record["error"] == "no rollout step in metrics.jsonl" and not run.finished
+
+
+def test_jobs_run_side_by_side(spec, trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEET", "4")
+    assert main([write(tmp_path, spec), "--jobs", "4"]) == 0
+
+
+def wait_for(condition, seconds: float = 120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_killed_and_run_again_it_continues(spec, trainer, signum, tmp_path):
+    path = write(tmp_path, spec | {"seeds": [1]})
+    code = f"""
+import sys
+from functools import partial
+from openrlhf_apo.cli import compare
+compare.run_all = partial(compare.run_all, trainer={trainer})
+sys.exit(compare.main([{path!r}]))
+"""
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, env=os.environ | {"PAUSE": "4"}, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "out/apo/seed_1/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") == 3)
+    (child,) = psutil.Process(process.pid).children()
+
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 2 and "another compare is at work" in second.stderr
+
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=60)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    if signum != signal.SIGKILL:
+        assert process.returncode == 130 and "stopped: the same command continues" in stderr
+    assert not (tmp_path / "out/results.csv").exists()
+
+    assert main([path]) == 0
+    assert calls(tmp_path) == ["apo_1", "apo_1 resumed", "grpo_1"]
+    assert [row["step"] for row in read_metrics(metrics)] == list(range(1, STEPS + 1))
+
+
+# --- figures
+
+
+def fabricate(out, modes: dict[str, str], seeds=(1, 2, 3), crashed=()) -> list[Run]:
+    runs = []
+    for i, (arm, mode) in enumerate(modes.items()):
+        for seed in seeds:
+            run = Run(out, arm, seed, ["--loss", mode])
+            fails = (arm, seed) in crashed
+            run.write_record(exit_code=int(fails), error="out of luck" if fails else "")
+            file = MetricsFile(run.dir / "metrics.jsonl")
+            for row in synthetic_run(mode, 20, 10 * seed + i)[: 8 if fails else None]:
+                if "eval/pass1" in row:
+                    row["eval/pass8"] = row["eval/pass1"] + 0.1
+                file.write(row)
+            runs.append(run)
+    return runs
+
+
+ALL_MODES = {"apo_ess": "ess", "apo_fixed": "fixed", "apo_guarded": "guarded", "grpo": "grpo"}
+TITLES = {
+    "reward": ["Reward", "Held-out pass@1", "Held-out pass@k"],
+    "alpha": [
+        "Divergence order α",
+        "Confidence $c_t$",
+        "Improvement $p_t$",
+        "Effective sample size / P",
+        "Share of α at a bound",
+    ],
+    "entropy": ["Entropy of the policy p", "Entropy of the target q", "Spread of the log-ratios"],
+}
+
+
+def titles(figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_figures_of_arms_of_every_kind(tmp_path):
+    runs = fabricate(tmp_path, ALL_MODES, crashed=[("grpo", 2)])
+    table = write_results(runs, 0.5, tmp_path)
+    assert "2 of 3, rest crashed" in table
+    figures = build_figures({run: run.rows() for run in runs})
+    assert {topic: titles(figure) for topic, figure in figures.items()} == TITLES
+    for topic in TITLES:
+        assert (tmp_path / f"figure_{topic}.png").stat().st_size > 10_000
+        assert f"](figure_{topic}.png)" in (tmp_path / "results.md").read_text()
+    labels = [text.get_text() for text in figures["reward"].legends[0].get_texts()]
+    assert labels == ["apo_ess", "apo_fixed", "apo_guarded", "grpo (1 crashed)"]
+    assert "grpo (1 crashed)" not in [text.get_text() for text in figures["alpha"].legends[0].get_texts()]
+
+
+def test_token_losses_alone_have_no_picture_of_alpha(tmp_path):
+    runs = fabricate(tmp_path, {"grpo": "grpo"}, seeds=[1])
+    write_results(runs, None, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["figure_reward.png"]
+
+
+def test_curves_are_means_over_finished_seeds(tmp_path):
+    runs = [Run(tmp_path, "a", seed, []) for seed in (1, 2, 3)]
+    rows = {run: rewards_as_rows([0.1 * run.seed] * (3 if run.seed == 3 else 5)) for run in runs}
+    for run in runs:
+        run.write_record(exit_code=int(run.seed == 3), error="")
+    axes = build_figures(rows)["reward"].axes[0]
+    crash, mean = axes.lines
+    assert crash.get_ydata() == pytest.approx([0.3] * 3) and crash.get_marker() == "x"
+    assert mean.get_ydata() == pytest.approx([0.15] * 5)
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    half = 12.7062 * (0.1 / 2**0.5) / 2**0.5
+    assert (band.min(), band.max()) == pytest.approx((0.15 - half, 0.15 + half))
+
+
+def test_nothing_written_on_a_page_covers_something_else(tmp_path):
+    names = {f"{name}_with_a_long_name": mode for name, mode in ALL_MODES.items()} | ALL_MODES
+    for figure in build_figures({run: run.rows() for run in fabricate(tmp_path, names)}).values():
+        figure.canvas.draw()
+        texts = [text for axes in figure.axes for text in (axes._left_title, *axes.texts, *axes.get_yticklabels())]
+        texts = [text for text in texts if text.get_text()] + figure.texts + figure.legends
+        boxes = [(axes, axes.bbox) for axes in figure.axes] + [(text, text.get_window_extent()) for text in texts]
+        for i, (text, box) in enumerate(boxes):
+            assert box.x0 >= 0 and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1, text
+            for other, other_box in boxes[:i]:
+                assert not box.overlaps(other_box), (text, other)
+
+
+# --- the real trainer
+
+
+@pytest.mark.slow
+def test_two_arms_through_the_real_trainer_with_a_kill_between(spec, sums, tmp_path):
+    reward = tmp_path / "digits.py"
+    reward.write_text(DIGITS_REWARD)
+    flags = spec["flags"]
+    del flags["reward"]
+    flags |= {"reward.remote_url": str(reward), "ckpt.save_steps": 1}
+    flags["data"]["max_samples"] = 16  # 2 rollouts
+    flags["eval"] = {"dataset": sums, "temperature": 1.0, "n_samples_per_prompt": 2}
+    path = write(tmp_path, spec | {"seeds": [1]})
+    command = [sys.executable, "-m", "openrlhf_apo.cli.compare", path]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    latest = tmp_path / "out/apo/seed_1/ckpt/_actor/latest"
+    while not latest.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(child.is_running() for child in started))
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "apo seed 1: goes on from its checkpoint" in result.stderr and "grpo seed 1: starts" in result.stderr
+    for arm in ("apo", "grpo"):
+        run = tmp_path / "out" / arm / "seed_1"
+        assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [0, 1, 2]
+        assert json.loads((run / "run.json").read_text())["exit_code"] == 0
+    assert all(row["pass1"] and row["passk"] and row["k"] == "2" for row in csv_rows(tmp_path / "out"))
