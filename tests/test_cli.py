@@ -142,6 +142,8 @@ def _copy(path: Path) -> Path:
         (["--adrpo.enable", "--algo.kl.init_coef", "1"], "the coefficient is --adrpo.beta_0"),
         (["--adrpo.enable", "--adrpo.beta_min", "2"], "beta_min must not be above beta_max"),
         (["--apo.max_generations", "3"], "no effect with --algo.dynamic_filtering_enable False"),
+        (["--algo.kl.estimator", "k2"], "--algo.kl.estimator has no effect without KL"),
+        (["--reward.overlong_penalty_factor", "2"], "no effect without --reward.overlong_buffer_len"),
         (["--loss", "dr_grpo"], "--loss dr_grpo needs --rollout.max_new_tokens"),
         (["--loss", "dapo"], "--loss dapo needs --rollout.max_new_tokens"),
         (["--rollout.max_new_tokens", "8", "--reward.overlong_buffer_len", "9"], "at most --rollout.max_new_tokens 8"),

@@ -473,6 +473,7 @@ def test_nothing_written_on_a_page_covers_something_else(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_two_arms_through_the_real_trainer_with_a_kill_between(spec, sums, tmp_path):
     reward = tmp_path / "digits.py"
     reward.write_text(DIGITS_REWARD)

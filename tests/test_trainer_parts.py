@@ -63,7 +63,7 @@ def test_steps_are_whole_groups():
 
 
 def stream(seed=0, position=0) -> PromptStream:
-    return PromptStream([(f"p{i}", str(i), "d") for i in range(10)], seed, episodes=3, position=position)
+    return PromptStream([(f"p{i}", str(i), "d", "") for i in range(10)], seed, episodes=3, position=position)
 
 
 def test_prompt_order_is_seeded_fresh_each_episode_and_resumable():
@@ -79,7 +79,7 @@ def test_prompt_order_is_seeded_fresh_each_episode_and_resumable():
 
 
 def test_resuming_on_other_data_is_refused():
-    other = PromptStream([("p", "1", "d")], 0, 1)
+    other = PromptStream([("p", "1", "d", "")], 0, 1)
     with pytest.raises(DataError, match="10 prompts, the data set now has 1"):
         other.load_state_dict(stream().state_dict())
 

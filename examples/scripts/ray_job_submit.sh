@@ -12,10 +12,16 @@ RAY=$PWD/.venv/bin/ray
 if [[ -z ${RAY_ADDRESS:-} ]]; then
     gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
     NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 2))}
-    "$RAY" start --head --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1 --num-gpus "$NUM_GPUS" \
-        --num-cpus "$(($(nproc) > NUM_GPUS + 1 ? $(nproc) : NUM_GPUS + 1))" --disable-usage-stats
-    trap '"$RAY" stop >/dev/null' EXIT
     RAY_ADDRESS=http://127.0.0.1:8265
+    # --block, so that its end takes this head along and no other: `ray stop` would end every Ray of this machine.
+    "$RAY" start --head --block --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1 --num-gpus "$NUM_GPUS" \
+        --num-cpus "$(($(nproc) > NUM_GPUS + 1 ? $(nproc) : NUM_GPUS + 1))" --disable-usage-stats >/dev/null &
+    head=$!
+    trap 'kill "$head"; wait "$head" || true' EXIT
+    until "$RAY" job list --address "$RAY_ADDRESS" >/dev/null 2>&1; do
+        kill -0 "$head" 2>/dev/null || { trap - EXIT; echo "Ray did not start; is another one running here?" >&2; exit 1; }
+        sleep 1
+    done
 fi
 
 # A runtime env sends this checkout to the cluster; relative paths in the flags are relative to it.

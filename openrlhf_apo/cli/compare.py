@@ -30,7 +30,7 @@ import yaml
 from openrlhf_apo.cli.compare_results import write_results
 from openrlhf_apo.cli.compare_runs import Run, run_all
 from openrlhf_apo.cpu import has_cuda
-from openrlhf_apo.options.settings import OptionError, _flatten, resolve, start_up_warnings
+from openrlhf_apo.options.settings import OptionError, flatten, resolve, start_up_warnings
 
 KEYS = ("output_dir", "seeds", "config", "flags", "arms", "prepare", "threshold", "jobs")
 OWN_FLAGS = ("train.seed", "ckpt.output_dir", "ckpt.path", "ckpt.load_enable", "config", "dry_run")
@@ -93,7 +93,7 @@ def load_comparison(path) -> Comparison:
         raise CompareError("prepare must be a list of commands, each a string or a list of words")
 
     base = _read_yaml(content["config"]) if content.get("config") else {}
-    common = {name: value for name, value in _flatten(base).items() if name not in OWN_FLAGS}
+    common = {name: value for name, value in flatten(base).items() if name not in OWN_FLAGS}
     common |= _flags(content.get("flags"), "flags")
     return Comparison(
         output_dir=Path(content["output_dir"]),
@@ -124,7 +124,7 @@ def _read_yaml(path) -> dict:
 def _flags(tree, where: str) -> dict:
     if not isinstance(tree or {}, dict):
         raise CompareError(f"{where}: expected `flag: value` lines")
-    flat = _flatten(tree or {})
+    flat = flatten(tree or {})
     for name in OWN_FLAGS:
         if name in flat:
             raise CompareError(f"{where}: {name} is set by compare itself: drop it")

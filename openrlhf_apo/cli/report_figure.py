@@ -294,6 +294,24 @@ PANELS = (
         _draw_curves,
     ),
     Panel(
+        "Entropy of a token",
+        "nats; of the sampling policy by its samples, and exact where measured",
+        {"token_entropy": "by samples", "entropy": "exact"},
+        _draw_curves,
+    ),
+    Panel(
+        "Clipped tokens",
+        "share whose gradient a clip changed",
+        {"clipped_fraction": "clipped"},
+        _draw_curves,
+    ),
+    Panel(
+        "KL to the reference",
+        "nats per token",
+        {"kl": "KL"},
+        _draw_curves,
+    ),
+    Panel(
         "Rollout mismatch",
         "trainer's against engine's log-probs; flat and near 0 is healthy",
         {"rollout_mismatch": "mismatch"},

@@ -15,31 +15,40 @@ class OptionError(ValueError):
 
 def refuse_flags_without_effect(args: argparse.Namespace, given: set[str]) -> None:
     """`given`: the flags that the user or the file sets."""
-    grouped, openrlhf = args.loss in GROUP_LOSSES, args.loss == flags.OPENRLHF
     for flag in sorted(given):
-        name = "--reward" if flag == "reward.name" else f"--{flag}"
-        drop = f"{name} has no effect with --loss {args.loss}: drop it"
-        if flag in flags.NEEDS:
-            needed, values = flags.NEEDS[flag]
-            if getattr(args, needed) not in values:
-                raise OptionError(f"{name} has no effect with --{needed} {getattr(args, needed)}: drop it")
-        if flag.startswith("apo.") and flag not in flags.EVERY_LOSS and not grouped:
-            raise OptionError(drop)
-        if flag in flags.NEED_ALPHA and (not grouped or args.loss in flags.WITHOUT_ALPHA):
-            raise OptionError(drop)
-        if flag in ("apo.beta_r", "apo.drop_zero_variance") and args.loss in flags.WITHOUT_TARGET:
-            raise OptionError(drop)
-        owner = flag.split(".")[0]
-        if owner in flags.OF_ONE_LOSS and owner != args.loss:
-            raise OptionError(drop)
-        if flag.startswith(flags.WITHOUT_EFFECT):
-            raise OptionError(f"{name} has no effect here (no critic, reward model or asynchronous trainer): drop it")
-        if flag.startswith(flags.ONLY_OPENRLHF) and not openrlhf:
-            raise OptionError(f"{drop}, or use --loss openrlhf")
-        if openrlhf and flag.startswith(("adrpo.", "algo.dynamic_filtering")):
-            raise OptionError(drop)
-        if flag in ("algo.kl.init_coef", "algo.kl.use_loss") and getattr(args, "adrpo.enable"):
-            raise OptionError(f"{name} has no effect with --adrpo.enable: drop it; the coefficient is --adrpo.beta_0")
+        if reason := _without_effect(flag, args):
+            name = "--reward" if flag == "reward.name" else f"--{flag}"
+            raise OptionError(f"{name} has no effect {reason}")
+
+
+def _without_effect(flag: str, args: argparse.Namespace) -> str | None:
+    """Why the flag does nothing here, and what to do; None when it does something."""
+    grouped, openrlhf, owner = args.loss in GROUP_LOSSES, args.loss == flags.OPENRLHF, flag.split(".")[0]
+    adrpo, kl = getattr(args, "adrpo.enable"), getattr(args, "algo.kl.init_coef")
+    with_this_loss = f"with --loss {args.loss}: drop it"
+    if flag in flags.NEEDS:
+        needed, values = flags.NEEDS[flag]
+        if getattr(args, needed) not in values:
+            return f"with --{needed} {getattr(args, needed)}: drop it"
+    if flag.startswith(flags.WITHOUT_EFFECT):
+        return "here (no critic, reward model or asynchronous trainer): drop it"
+    if flag.startswith(flags.ONLY_OPENRLHF) and not openrlhf:
+        return f"{with_this_loss}, or use --loss openrlhf"
+    if (
+        (flag.startswith("apo.") and flag not in flags.EVERY_LOSS and not grouped)
+        or (flag in flags.NEED_ALPHA and (not grouped or args.loss in flags.WITHOUT_ALPHA))
+        or (flag in ("apo.beta_r", "apo.drop_zero_variance") and args.loss in flags.WITHOUT_TARGET)
+        or (owner in flags.OF_ONE_LOSS and owner != args.loss)
+        or (openrlhf and flag.startswith(("adrpo.", "algo.dynamic_filtering")))
+    ):
+        return with_this_loss
+    if flag in ("algo.kl.init_coef", "algo.kl.use_loss") and adrpo:
+        return "with --adrpo.enable: drop it; the coefficient is --adrpo.beta_0"
+    if flag in ("algo.kl.estimator", "algo.kl.use_loss") and kl == 0 and not adrpo:
+        return "without KL: drop it, or set --algo.kl.init_coef"
+    if flag == "reward.overlong_penalty_factor" and getattr(args, "reward.overlong_buffer_len") is None:
+        return "without --reward.overlong_buffer_len: drop it"
+    return None
 
 
 def check_early(args: argparse.Namespace) -> None:

@@ -86,7 +86,7 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     by_name = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
     words: list[str] = []
     dests = []
-    for name, value in _flatten(content).items():
+    for name, value in flatten(content).items():
         action = by_name.get(name)
         if action is None or name == "config":
             raise OptionError(f"--config {path}: unknown flag {name!r}")
@@ -104,10 +104,11 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     return {dest: parsed[dest] for dest in dests}
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict:
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

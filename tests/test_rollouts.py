@@ -1,0 +1,129 @@
+"""How a rollout is made: dynamic sampling, guidance, and what training does to rewards and adds to a step."""
+
+import pytest
+import torch
+
+from openrlhf_apo.objectives import Adrpo, Guidance
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.length_penalty import LengthPenalty
+from openrlhf_apo.trainer.loop import Clock, EngineRollouts, GroupFilter
+from openrlhf_apo.trainer.prompts import PromptStream
+from openrlhf_apo.trainer.regularizer import Regularizer
+from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.scoring import Scorer
+from openrlhf_apo.trainer.step import Step, StepTerms
+
+P = 4
+
+
+class FakeEngine:
+    """EngineHandle: answers are numbered, and made of one token."""
+
+    def generate(self, prompts, settings, prefix=None):
+        samples = []
+        for prompt in prompts:
+            ids = [7] + (prefix([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) if prefix else [])
+            for k in range(settings.samples_per_prompt):
+                samples.append(Sample(prompt.group_id, prompt.text, "", "", ids, [k + 1], str(k), [-1.0], False))
+        return samples
+
+
+class RewardByGroup:
+    """Equal rewards in every group whose id is not a multiple of `period`."""
+
+    not_verified = 0
+
+    def __init__(self, period: int):
+        self.period = period
+
+    def __call__(self, samples):
+        return [float(s.response_ids[0] > 2 and s.group_id % self.period == 0) for s in samples]
+
+
+def rollouts(period=1, **settings) -> EngineRollouts:
+    prompts = PromptStream([(f"p{i}", "", "", "") for i in range(10)], seed=0, episodes=2)
+    sampling = SamplingSettings(P, 1.0, 1.0, 4, 64, 0)
+    return EngineRollouts(prompts, 4, sampling, FakeEngine(), Scorer(RewardByGroup(period), 0), **settings)
+
+
+def test_groups_of_equal_rewards_are_replaced_by_further_prompts():
+    source = rollouts(period=3, keep=GroupFilter(), max_generations=10)
+    samples = source.rollout(1, Clock())
+    assert [s.group_id for s in samples[::P]] == [0, 3, 6, 9]
+    assert source.metrics == {"generations": 3, "filtered_groups": 8}
+    assert source.prompts.position == 12 and len(source) == 5  # planned rollouts stay; prompts go round again
+    assert [s.group_id for s in source.rollout(2, Clock())[::P]] == [12, 15, 18, 21]
+
+
+def test_a_rollout_that_cannot_be_filled_is_short_and_says_so(caplog):
+    source = rollouts(period=3, keep=GroupFilter(), max_generations=2)
+    assert [s.group_id for s in source.rollout(1, Clock())[::P]] == [0, 3, 6]
+    assert source.metrics == {"generations": 2, "filtered_groups": 5}
+    assert "3 of 4 groups are left after 2 batches" in caplog.text
+
+
+def test_without_a_filter_nothing_is_drawn_twice():
+    source = rollouts(period=3)
+    assert len(source.rollout(1, Clock())) == 4 * P and source.metrics == {}
+
+
+def test_a_range_of_mean_rewards_narrows_the_filter():
+    group = [Sample(0, "", "", "", [1], [1], "", [0.0], False, reward) for reward in (0.0, 0.5, 1.0)]
+    assert GroupFilter()(group) and GroupFilter((0.0, 1.0))(group)
+    assert not GroupFilter((0.5, 1.0))(group) and not GroupFilter()(group[:1] * 3)
+
+
+def test_guided_answers_follow_the_free_ones_of_their_group():
+    source = rollouts(guidance=Guidance(share=0.5, length=3))
+    samples = source.rollout(1, Clock())
+    assert [s.group_id for s in samples[::P]] == [0, 1, 2, 3]
+    for start in range(0, len(samples), P):
+        assert [s.prompt_ids for s in samples[start : start + P]] == [[7]] * 2 + [[7, 1, 2, 3]] * 2
+    assert source.metrics == {"guidance_tokens": 3}
+    assert source.guidance.state_dict()["accuracies"] == [0.0]
+
+
+@pytest.mark.parametrize(
+    "settings", [(20, 5.0, 1.0, None), (20, 5.0, 0.5, -0.5), (20, None, 1.0, 0.3), (8, 8.0, 2.0, 0)]
+)
+def test_length_penalties_are_openrlhfs(settings):
+    from types import SimpleNamespace
+
+    from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
+
+    limit, buffer, factor, stop = settings
+    args = SimpleNamespace(
+        rollout=SimpleNamespace(max_new_tokens=limit),
+        reward=SimpleNamespace(
+            overlong_buffer_len=buffer, overlong_penalty_factor=factor, stop_properly_penalty_coef=stop
+        ),
+    )
+    lengths = list(range(1, limit + 1))
+    theirs = SimpleNamespace(
+        rewards=torch.ones(limit, dtype=torch.float64),
+        response_length=torch.tensor(lengths),
+        truncated=torch.tensor([length == limit for length in lengths]),
+        info={},
+    )
+    apply_length_penalties([theirs], args)
+    penalty = LengthPenalty(limit, buffer, factor, stop)
+    ours = [penalty(Sample(0, "", "", "", [1], [1] * n, "", [0.0] * n, n == limit, 1.0)) for n in lengths]
+    assert ours == pytest.approx(theirs.rewards.tolist(), abs=1e-12)
+
+
+def columns(regularizer: Regularizer) -> dict:
+    rewards = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    lengths = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0]], dtype=torch.float64)
+    terms = StepTerms({})
+    regularizer.add(terms, Step(0, 0, 0, [], rewards, lengths))
+    return {name: values.tolist() for name, values in terms.columns.items()}
+
+
+def test_regularizers_are_means_over_the_tokens_of_the_step():
+    assert columns(Regularizer()) == {}
+    assert columns(Regularizer(kl=0.3, entropy=0.0)) == {"kl": [0.3 / 30] * 8, "entropy": [0.0] * 8}
+    assert columns(Regularizer(kl=0.3, kl_in_reward=True)) == {"kl_reward": [0.3] * 8}
+    z = 0.5 / (1 / 3) ** 0.5
+    betas = [0.1 + z, 0.1 + z, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1]
+    adrpo = Regularizer(kl=0.3, adrpo=Adrpo(beta_0=0.1))
+    assert columns(adrpo)["kl"] == pytest.approx([beta / 30 for beta in betas], rel=1e-6)
