@@ -24,7 +24,8 @@ from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo, GroupTargetBuilder  # n
 from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
 from openrlhf_apo.trainer.group_objective import Anchor, GroupObjective  # noqa: E402
 from openrlhf_apo.trainer.layout import make_layout  # noqa: E402
-from openrlhf_apo.trainer.learner import Learner, merge_reports, rank_terms  # noqa: E402
+from openrlhf_apo.trainer.learner import Learner  # noqa: E402
+from openrlhf_apo.trainer.rank_step import merge_reports, rank_terms  # noqa: E402
 from openrlhf_apo.trainer.regularizer import Regularizer  # noqa: E402
 from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
 from openrlhf_apo.trainer.samples import whole_groups  # noqa: E402

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf_apo.cli.compare import load_comparison
+from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options.settings import _parser, _read_config
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,13 @@ def test_comparisons_hold_known_flags_and_real_commands(config, monkeypatch):
         assert _parser().parse_args(words).loss
     for python, dash_m, module, *_ in comparison.prepare:
         assert (python, dash_m) == ("python", "-m") and find_spec(module)
+
+
+@pytest.mark.parametrize("loss", [*GROUP_LOSSES, *TOKEN_LOSSES])
+def test_every_loss_has_its_file_and_its_section(loss):
+    assert f"\n### {loss}\n" in (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    docstring = (ROOT / "openrlhf_apo" / "objectives" / f"{loss}.py").read_text(encoding="utf-8").split('"""')[1]
+    assert "Reference: " in docstring
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

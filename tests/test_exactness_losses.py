@@ -241,9 +241,9 @@ def reference(model_path: str, rollouts: str, step_loss) -> dict:  # noqa: F811
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, model_path, rollouts) -> dict:  # noqa: F811
-    """{case: gradients and weights of (one rank, ZeRO 0, micro-batches of 8), (two ranks, ZeRO 2, of 3)}."""
+    """{case: gradients and weights of (one rank, ZeRO 0, micro-batches of 8), (two ranks, ZeRO 3, of 3)}."""
     found = {}
-    for ranks, stage, size in ((1, 0, 8), (2, 2, 3)):
+    for ranks, stage, size in ((1, 0, 8), (2, 3, 3)):
         cases = [(stage, size, {"loss": loss, "regularizer": kind}) for loss, kind in CASES]
         tmp_path = tmp_path_factory.mktemp(f"ranks{ranks}")
         for case, result in zip(CASES, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from openrlhf.models import Actor
-from openrlhf.models.utils import compute_approx_kl
 from openrlhf.utils.utils import zero_pad_sequences
 from torch import Tensor
 
-from openrlhf_apo.objectives.token_loss import TokenLoss
 from openrlhf_apo.trainer.anchor_weights import AnchorWeights
-from openrlhf_apo.trainer.layout import Layout
+from openrlhf_apo.trainer.rank_step import RankReport, RankTerms, micro_batch_loss
 from openrlhf_apo.trainer.samples import Sample
-from openrlhf_apo.trainer.step import StepReport, StepTerms
 
 
 @dataclass
@@ -49,32 +46,6 @@ class MicroBatch:
 
     def to(self, device) -> "MicroBatch":
         return MicroBatch(*(tensor.to(device) for tensor in vars(self).values()))
-
-
-@dataclass
-class RankTerms:
-    """StepTerms of one rank's samples, in the order they were loaded; ghosts have 0 everywhere."""
-
-    columns: dict[str, list[float]]  # those of StepTerms, and `real`: 1, or 0 for a ghost
-    loss: TokenLoss | None
-    token_weights: list[list[float]] | None
-
-    def column(self, name: str, rows: slice, like: Tensor) -> Tensor:
-        """[B, 1], to weigh the samples of a micro-batch."""
-        return torch.tensor(self.columns[name][rows], dtype=torch.float64).to(like)[:, None]
-
-
-@dataclass
-class RankReport:
-    """StepReport of one rank; the sums are over its own samples and tokens."""
-
-    log_prob_sums: list[float]
-    log_ratio_sums: list[float]
-    grad_norm: float
-    lr: float
-    loss: float
-    token_sums: dict[str, float]
-    num_tokens: float
 
 
 class Learner:
@@ -141,67 +112,38 @@ class Learner:
     def apply(self, step: int, terms: RankTerms) -> RankReport:
         """Gradient of the sum over all ranks' samples, then one optimizer step."""
         self.actor.train()
-        sums: list[float] = []
-        ratio_sums: list[float] = []
+        log_prob_sums: list[float] = []
+        log_ratio_sums: list[float] = []
         token_sums: dict[str, float] = defaultdict(float)
         total_loss, num_tokens = 0.0, 0.0
         for k, batch in enumerate(self.steps[step]):
-            rows = slice(len(sums), len(sums) + len(batch.sequences))
+            share = terms.rows(len(log_prob_sums), len(batch.sequences))
+            reference = self._reference(step, k, batch) if terms.needs_reference else None
             log_probs, entropies = self._forward(self.actor, batch, "entropy" in terms.columns)  # [B, T-1]
             detached = log_probs.detach()
+            old = self.old.setdefault((step, k), detached) if terms.loss is not None else detached
             mask = batch.action_mask.to(log_probs)
-            tokens = {"mismatch": (detached - batch.rollout_log_probs.to(detached)).abs()}
-            loss = log_probs.new_zeros(())
-            if "log_prob" in terms.columns:
-                loss = loss + (terms.column("log_prob", rows, log_probs) * log_probs).sum()
-            if terms.loss is not None:
-                old = self.old.setdefault((step, k), detached)
-                per_token, clipped = terms.loss.per_token(
-                    log_probs, old, self._advantages(step, k, batch, terms, rows, old, tokens), mask
-                )
-                weights = terms.column("weight", rows, log_probs) * mask
-                if terms.token_weights is not None:
-                    weights = weights * _on_response_tokens(terms.token_weights[rows], batch.action_mask).to(weights)
-                loss = loss + (weights * per_token).sum()
-                tokens |= {"clipped_fraction": clipped.to(mask), "ppo_kl": old - detached}
-                ratio_sums += (detached - old).double().sum(-1).tolist()
-            else:
-                ratio_sums += [0.0] * len(batch.sequences)
-            if "kl" in terms.columns:
-                kl = compute_approx_kl(log_probs, self._reference(step, k, batch), kl_estimator=self.kl_estimator)
-                loss = loss + (terms.column("kl", rows, log_probs) * mask * kl).sum()
-                tokens["kl"] = kl.detach()
-            if "entropy" in terms.columns:
-                loss = loss - (terms.column("entropy", rows, log_probs) * mask * entropies).sum()
-                tokens["entropy"] = entropies.detach()
+            loss, tokens = micro_batch_loss(share, log_probs, mask, old, reference, entropies, self.kl_estimator)
             # DeepSpeed averages over the data-parallel ranks; the objective is a sum over them.
             self.strategy.backward(loss * self.dp_size, self.actor, None)
             total_loss += loss.item()
-            sums += detached.double().sum(-1).tolist()
-            counted = mask * terms.column("real", rows, mask)
+            log_prob_sums += detached.double().sum(-1).tolist()
+            log_ratio_sums += (detached - old).double().sum(-1).tolist()
+            tokens["mismatch"] = (detached - batch.rollout_log_probs.to(detached)).abs()
+            counted = mask * share.column("real", mask)
             num_tokens += counted.sum().item()
             for name, values in tokens.items():
                 token_sums[name] += (values * counted).sum().item()
         self.strategy.optimizer_step(None, self.actor, self.scheduler, name="actor")
         return RankReport(
-            log_prob_sums=sums,
-            log_ratio_sums=ratio_sums,
+            log_prob_sums=log_prob_sums,
+            log_ratio_sums=log_ratio_sums,
             grad_norm=self.strategy.get_grad_norm(self.actor),
             lr=self.scheduler.get_last_lr()[0],
             loss=total_loss,
             token_sums=dict(token_sums),
             num_tokens=num_tokens,
         )
-
-    def _advantages(self, step, k, batch, terms: RankTerms, rows: slice, old: Tensor, tokens: dict) -> Tensor:
-        """[B, 1]; with KL in the reward [B, T-1], what is still to come of it from each token on."""
-        advantages = terms.column("advantage", rows, old)
-        if "kl_reward" not in terms.columns:
-            return advantages
-        kl = compute_approx_kl(old, self._reference(step, k, batch), kl_estimator=self.kl_estimator)
-        tokens["kl"] = kl
-        kl = kl * batch.action_mask.to(kl)
-        return advantages - terms.column("kl_reward", rows, old) * kl.flip(-1).cumsum(-1).flip(-1)
 
     def _reference(self, step: int, k: int, batch: MicroBatch) -> Tensor:
         if (step, k) not in self.reference_log_probs:
@@ -222,37 +164,3 @@ class Learner:
             return_entropy=entropy,
         )
         return log_probs, output.entropy if entropy else None
-
-
-def _on_response_tokens(values: list[list[float]], action_mask: Tensor) -> Tensor:
-    """values of each sample's response tokens -> [B, T-1], 0 elsewhere."""
-    placed = torch.zeros(action_mask.shape, dtype=torch.float64)
-    for row, mask, numbers in zip(placed, action_mask, values, strict=True):
-        row[mask > 0] = torch.tensor(numbers, dtype=torch.float64)
-    return placed
-
-
-def rank_terms(terms: StepTerms, layout: Layout, rank: int) -> RankTerms:
-    """The rank's share of a step's terms."""
-    columns = {name: layout.share(values.tolist(), rank) for name, values in terms.columns.items()}
-    token_weights = terms.token_weights and [terms.token_weights[i] for i in layout.flat(rank)]
-    return RankTerms(columns | {"real": layout.real(rank)}, terms.loss, token_weights)
-
-
-def merge_reports(reports: list[RankReport], layout: Layout, num_samples: int) -> StepReport:
-    """All ranks' reports of a step as one."""
-
-    def merged(per_rank: list[list[float]]) -> Tensor:
-        return torch.tensor(layout.merge(per_rank, num_samples), dtype=torch.float64)
-
-    num_tokens = sum(report.num_tokens for report in reports)
-    return StepReport(
-        log_prob_sums=merged([report.log_prob_sums for report in reports]),
-        log_ratio_sums=merged([report.log_ratio_sums for report in reports]),
-        grad_norm=reports[0].grad_norm,
-        lr=reports[0].lr,
-        loss=sum(report.loss for report in reports),
-        token_means={
-            name: sum(report.token_sums[name] for report in reports) / num_tokens for name in reports[0].token_sums
-        },
-    )

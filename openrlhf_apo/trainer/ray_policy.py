@@ -14,7 +14,8 @@ from torch import Tensor  # noqa: E402
 
 from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
 from openrlhf_apo.trainer.layout import Layout, make_layout  # noqa: E402
-from openrlhf_apo.trainer.learner import Learner, RankReport, RankTerms, merge_reports, rank_terms  # noqa: E402
+from openrlhf_apo.trainer.learner import Learner  # noqa: E402
+from openrlhf_apo.trainer.rank_step import RankReport, RankTerms, merge_reports, rank_terms  # noqa: E402
 from openrlhf_apo.trainer.ray_calls import get_all  # noqa: E402
 from openrlhf_apo.trainer.samples import Sample  # noqa: E402
 from openrlhf_apo.trainer.step import StepReport, StepTerms  # noqa: E402
