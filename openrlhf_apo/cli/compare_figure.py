@@ -152,7 +152,9 @@ def _draw_curves(axes, arms: list[Arm], key: str) -> None:
             intervals = [mean_and_half_width(by_step[step]) for step in steps]
             means, halves = np.array(intervals, dtype=float).T  # a half-width of None becomes nan
             axes.plot(steps, means, lw=1.8, **arm.pen)
-            axes.fill_between(steps, means - halves, means + halves, color=arm.pen["color"], alpha=0.13, lw=0)
+            low, high = means - halves, means + halves
+            axes.fill_between(steps, low, high, color=arm.pen["color"], alpha=0.06, lw=0)
+            axes.plot(steps, np.stack([low, high], axis=1), color=arm.pen["color"], alpha=0.4, lw=0.7)
             seen += [value for values in by_step.values() for value in values]
     margin = 0.2 * (max(seen) - min(seen)) or 0.05
     axes.set_ylim(min(seen) - margin, max(seen) + margin)
