@@ -2,7 +2,8 @@
 # bash examples/scripts/train_apo_tiny_cpu.sh [flags of the trainer]
 #
 # The whole pipeline on a laptop without a GPU: installs, makes a tiny Qwen3-shaped base model that half knows
-# arithmetic, and trains it by guarded APO. Environment: SEED (1), OUT (runs/tiny_seed$SEED).
+# arithmetic, and trains it by guarded APO, or by what --loss and --alpha_mode say. Environment: SEED (1),
+# OUT (runs/tiny_seed$SEED).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -11,6 +12,6 @@ OUT=${OUT:-runs/tiny_seed$SEED}
 
 bash scripts/install.sh cpu
 .venv/bin/python -m openrlhf_apo.data.tiny --out .cache/tiny
-.venv/bin/python -m openrlhf_apo.cli.train_apo_ray --config configs/tiny_cpu.yaml --loss apo --alpha_mode guarded \
+.venv/bin/python -m openrlhf_apo.cli.train_apo_ray --config configs/tiny_cpu.yaml \
     --train.seed "$SEED" --ckpt.output_dir "$OUT" --ckpt.path "$OUT/ckpt" "$@"
 .venv/bin/python -m openrlhf_apo.cli.report "$OUT"
