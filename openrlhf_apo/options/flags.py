@@ -115,7 +115,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # What a flag needs to have an effect: flag -> (needed flag, its values). Checked for flags that were given. Flags of
-# one loss (`bapo.`, ...) need that loss; `apo.` and `alpha_mode` see settings._refuse_flags_without_effect.
+# one loss (`bapo.`, ...) need that loss; `apo.` and `alpha_mode` see checks.py.
 NEEDS = {
     "apo.weight_clip": ("loss", ("apo",)),
     "apo.alpha": ("alpha_mode", ("fixed",)),
