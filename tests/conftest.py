@@ -3,8 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from runs import DIGITS_REWARD
+from real_runs import DIGITS_REWARD
 
 
 @pytest.fixture(scope="session")

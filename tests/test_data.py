@@ -9,7 +9,14 @@ import pytest
 
 from openrlhf_apo.data import math_prompts, tiny, warm_model
 from openrlhf_apo.data.files import read_jsonl, write_jsonl
-from openrlhf_apo.data.math_prompts import INSTRUCTION, boxed_answer, load_math_rows, split_rows, to_prompt_rows
+from openrlhf_apo.data.math_prompts import (
+    INSTRUCTION,
+    boxed_answer,
+    load_math_rows,
+    solution_before_answer,
+    split_rows,
+    to_prompt_rows,
+)
 
 DATA = Path(os.environ.get("APO_DATA_DIR", Path(__file__).parents[1] / "../shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}; set APO_DATA_DIR")
@@ -19,7 +26,7 @@ MATH_ROW = {
     "level": "Level 3",
     "solution": r"It is $\boxed{5}$, no, $\boxed{\frac{8}{2}}$.",
 }
-GSM8K_ROW = {"question": "How many?", "answer": "He has <<600*2=1200>>1200.\n#### 1,200"}
+GSM8K_ROW = {"question": "How many?", "answer": "Each has 600 pears. They have <<600*2=1200>>1200.\n#### 1,200"}
 SVAMP_ROW = {"question": "6 less 2?", "answer": "4", "solution": "( 6.0 - 2.0 )"}
 
 
@@ -47,20 +54,39 @@ def test_boxed_answer(text, answer):
 
 
 @pytest.mark.parametrize(
-    "row, question, label",
+    "row, question, label, solution",
     [
-        (MATH_ROW, "Two plus two?", r"\frac{8}{2}"),
-        (GSM8K_ROW, "How many?", "1200"),
-        (SVAMP_ROW, "6 less 2?", "4"),
+        (MATH_ROW, "Two plus two?", r"\frac{8}{2}", ""),
+        (GSM8K_ROW, "How many?", "1200", "Each has 600 pears."),
+        (SVAMP_ROW, "6 less 2?", "4", ""),
     ],
 )
-def test_prompt_rows_of_the_three_data_sets(row, question, label):
-    assert to_prompt_rows([row], "d") == [{"prompt": question + INSTRUCTION, "label": label, "datasource": "d"}]
+def test_prompt_rows_of_the_three_data_sets(row, question, label, solution):
+    expected = {"prompt": question + INSTRUCTION, "label": label, "datasource": "d", "solution": solution}
+    assert to_prompt_rows([row], "d") == [expected]
+
+
+@pytest.mark.parametrize(
+    "text, label, shown",
+    [
+        (r"We double. So it is $\boxed{4}$, as said.", "4", "We double."),
+        (r"It is 4, that is. Four again: $\boxed{4}$.", "4", ""),
+        ("Take 14 <<10+4=14>>first.\nThen 1,200 in all.\n#### 1200", "1200", "Take 14 first."),
+        ("no answer mark at all", "4", ""),
+    ],
+)
+def test_a_solution_is_kept_up_to_its_answer(text, label, shown):
+    assert solution_before_answer({"solution": text}, label) == shown
 
 
 def test_named_columns_win():
     row = {"text": "Q", "gold": "7", "question": "not this", "answer": "nor this"}
-    assert to_prompt_rows([row], "d", "text", "gold", "")[0] == {"prompt": "Q", "label": "7", "datasource": "d"}
+    assert to_prompt_rows([row], "d", "text", "gold", "")[0] == {
+        "prompt": "Q",
+        "label": "7",
+        "datasource": "d",
+        "solution": "",
+    }
 
 
 def test_repeated_prompts_and_missing_answers_are_left_out_and_counted(caplog):
@@ -265,7 +291,13 @@ def test_warm_up_teaches_and_stops_at_its_target():
 def test_equations_become_completions():
     row = SVAMP_ROW | {"solution": "( ( 10.0 + 2.5 ) * 2.0 )", "answer": "25"}
     assert warm_model.equation_rows([row], "d") == [
-        {"prompt": "6 less 2?", "label": "25", "datasource": "d", "completion": "((10+2.5)*2)=\\boxed{25}"}
+        {
+            "prompt": "6 less 2?",
+            "label": "25",
+            "datasource": "d",
+            "solution": "",
+            "completion": "((10+2.5)*2)=\\boxed{25}",
+        }
     ]
     with pytest.raises(ValueError, match="needs an equation"):
         warm_model.equation_rows([SVAMP_ROW | {"solution": "Take two away."}], "d")

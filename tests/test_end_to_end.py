@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from real_runs import DIGITS_REWARD, MODULE, succeed, train, weight_error, without_clock
 from safetensors.torch import load_file
 
 from openrlhf_apo.trainer.metrics import read_metrics
-from runs import DIGITS_REWARD, MODULE, succeed, train, weight_error, without_clock
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
 

@@ -4,11 +4,11 @@ its own. Untrained model, dense reward: what is tested is the machinery."""
 from pathlib import Path
 
 import pytest
+from real_runs import DIGITS_REWARD, FIRST_IS_A_DIGIT, succeed, weight_error
 
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import whole_groups
-from runs import DIGITS_REWARD, FIRST_IS_A_DIGIT, succeed, weight_error
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
 

@@ -3,7 +3,8 @@ r"""Math word problems as prompts with a checkable answer: MATH, GSM8K, SVAMP, o
     python -m openrlhf_apo.data.math_prompts --dataset EleutherAI/hendrycks_math --level 3 --out data/math_level3
     python -m openrlhf_apo.data.math_prompts --dataset my_problems.jsonl --out data/mine
 
-writes train.jsonl and eval.jsonl with the columns prompt, label (the bare answer) and datasource.
+writes train.jsonl and eval.jsonl with the columns prompt, label (the bare answer), datasource and solution (the
+reference solution up to its answer, for `--loss g2rpo_a`; empty where there is none).
 """
 
 import argparse
@@ -67,7 +68,7 @@ def _load_hub_rows(name, split):
 
 
 def to_prompt_rows(rows, datasource, input_key=None, label_key=None, instruction=INSTRUCTION) -> list[dict]:
-    r"""Rows as `prompt` (the question + `instruction`), `label` (the bare answer) and `datasource`.
+    r"""Rows as `prompt` (the question + `instruction`), `label` (the bare answer), `datasource` and `solution`.
 
     The answer is what follows `####` (GSM8K), else the content of the last \boxed (MATH), else an answer column as it
     stands. Repeated prompts and rows without an answer are left out and counted in the log.
@@ -80,12 +81,26 @@ def to_prompt_rows(rows, datasource, input_key=None, label_key=None, instruction
         label = _bare_answer(str(row[label_key]), is_solution=label_key == "solution")
         if label:
             prompt = row[input_key].strip() + instruction
-            unique.setdefault(prompt, {"prompt": prompt, "label": label, "datasource": datasource})
+            prepared = {"prompt": prompt, "label": label, "datasource": datasource}
+            unique.setdefault(prompt, prepared | {"solution": solution_before_answer(row, label)})
     if not unique:
         raise ValueError(f"no answer found in column {label_key} of {datasource}; pass --label_key")
     if len(unique) < len(rows):
         logger.warning("%s: left out %d rows without an answer or repeated", datasource, len(rows) - len(unique))
     return list(unique.values())
+
+
+def solution_before_answer(row: dict, label: str) -> str:
+    r"""The row's worked solution up to the sentence that gives its answer, by \boxed, `####` or the label itself;
+    empty without one."""
+    texts = [row[column] for column in ("solution", "answer") if isinstance(row.get(column), str)]
+    text = next((text for text in texts if "####" in text or "\\boxed" in text), "")
+    text = re.sub(r"<<[^<>]*>>", "", re.split(r"####|\\boxed", text)[0])  # << >>: GSM8K's calculator marks
+    sentences = re.findall(r".*?(?:[.!?](?=\s)|\n)\s*", text, re.DOTALL)  # whole ones only
+    given = re.compile(rf"(?<!\w){re.escape(label)}(?!\w)")
+    while sentences and given.search(sentences[-1].replace(",", "")):
+        sentences.pop()
+    return "".join(sentences).strip()
 
 
 def _bare_answer(text, is_solution):

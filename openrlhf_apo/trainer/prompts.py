@@ -53,7 +53,7 @@ def load_prompts(
                 f"a prompt of {names!r} has {length} tokens, but --data.max_len {args.data.max_len} leaves {limit} "
                 f"beside the new tokens; raise --data.max_len or filter the data (prompt {text[:60]!r})"
             )
-    solutions = map(str, table[solution_key]) if solution_key else [""] * len(table)
+    solutions = [text or "" for text in table[solution_key]] if solution_key else [""] * len(table)
     return list(zip(rows.prompts, map(str, rows.labels), rows.datasources, solutions, strict=True))
 
 
