@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.."
 bash scripts/install.sh cpu test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Two at a time; runs of Ray one after the other, in one group.
-.venv/bin/python -m pytest -q --durations=10 -n 2 --dist loadgroup "$@"
+# Two files at a time: the tests of a file share what its fixtures make.
+.venv/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile "$@"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from openrlhf_apo.trainer.metrics import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 RESUMABLE = [
     "--ckpt.save_steps",

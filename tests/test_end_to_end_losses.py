@@ -10,7 +10,7 @@ from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import whole_groups
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

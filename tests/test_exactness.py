@@ -19,8 +19,6 @@ import torch
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import GroupError, Sample, whole_groups
 
-pytestmark = pytest.mark.xdist_group("exactness")  # share what the fixtures compute
-
 P, GROUPS, GROUPS_PER_STEP = 8, 16, 4
 TAU, BETA, ALPHA_MAX, ALPHA_MIN, RHO, LAM = 0.8, 1.0, 0.9, 0.35, 0.1, 0.1
 ADAM = {"betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}

@@ -18,8 +18,6 @@ from test_exactness import (
 
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 
-pytestmark = pytest.mark.xdist_group("exactness")
-
 L_MAX, N = 20, P * GROUPS_PER_STEP
 REGULARIZED = ("grpo", "gspo", "adpo_softmax")
 

@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--jobs {args.jobs}: must be above 0")
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
     logging.getLogger("openrlhf_apo.trainer.metrics").setLevel(logging.ERROR)  # of a line being written right now
-    for signum in (signal.SIGTERM, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT: a shell's background job ignores it
         signal.signal(signum, _interrupt)
     try:
         return 0 if compare(args.file, args.jobs) else 1
