@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -63,6 +64,15 @@ for step in range(done + 1, {STEPS} + 1):
     latest.parent.mkdir(parents=True, exist_ok=True)
     latest.write_text(str(step))
 """
+
+
+@pytest.fixture(autouse=True)
+def metrics_logger_as_it_was():
+    """compare silences the reader of metrics.jsonl; other tests of this process listen to it."""
+    logger = logging.getLogger("openrlhf_apo.trainer.metrics")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
