@@ -418,7 +418,7 @@ def test_in_a_ray_actor():
             self.pool = WorkerPool("builtins:eval", workers=1)
             return self.pool.call(PID, timeout=30).value
 
-    ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    ray.init("local", num_cpus=1, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     try:
         engine = Engine.remote()
         texts = [r"\boxed{18}", r"\boxed{99999999!}", r"\boxed{19}", r"\boxed{18}"]
