@@ -100,7 +100,7 @@ def bapo(step):
 
 
 def gtpo(step):
-    """The random answers share no leading or trailing token by design of the seed, or this would see it."""
+    """Conflicts are looked for position by position, from the start and from the end."""
     total = 0.0
     for group in step:
         z = z_scores([s["reward"] for s in group])

@@ -16,7 +16,6 @@ from openrlhf_apo.cli.compare_runs import Run
 from openrlhf_apo.cli.report_figure import COLORS, LEFT, LINE_STYLES, MUTED, RIGHT, STYLE, smoothed
 
 LEGEND_COLUMNS = 6
-CROSS = {"marker": "x", "ms": 7, "mew": 2}
 
 
 @dataclass(frozen=True)

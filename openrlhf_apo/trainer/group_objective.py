@@ -98,7 +98,7 @@ class GroupObjective:
         log_q = self.target(step.rewards)  # [G, P]
         log_p = anchored_log_policy(log_ratio, self.tau_anc)  # [G, P]
         varied = step.rewards.max(-1).values > step.rewards.min(-1).values  # [G]
-        context = GroupContext(log_q, step.lengths, 1.0, self.tau_anc, self.weight_clip)
+        alpha = 1.0  # of no effect on a loss without a controller
         metrics = {
             "entropy_p": normalized_entropy(log_p).mean().item(),
             "entropy_q": normalized_entropy(log_q).mean().item(),
@@ -113,8 +113,8 @@ class GroupObjective:
                     log_p=log_p,
                 )
             )
-            context = GroupContext(log_q, step.lengths, alpha, self.tau_anc, self.weight_clip)
             metrics |= _alpha_metrics(alpha, log_q, log_p, varied) | self.controller.metrics
+        context = GroupContext(log_q, step.lengths, alpha, self.tau_anc, self.weight_clip)
         loss, c = coefficients(self.loss, log_ratio, step.rewards, context)  # [G], [G, P]
         metrics["loss"] = loss.mean().item()
         c = c * scale / len(step.groups)  # d(mean loss)/d sum_t log pi
