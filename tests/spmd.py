@@ -10,28 +10,24 @@ import os
 import sys
 from types import SimpleNamespace
 
-from openrlhf_apo import cpu
+import torch
+import torch.distributed as dist
 
-cpu.install()
+from openrlhf_apo.alpha import GuardedAlpha
+from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo
+from openrlhf_apo.ranks.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.ranks.strategy import ApoStrategy, RankPlan
+from openrlhf_apo.trainer.anchor import AnchorSettings
+from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
+from openrlhf_apo.trainer.regularizer import Regularizer
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import whole_groups
+from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
+from openrlhf_apo.trainer.token_objective import TokenObjective, TokenPlan
+from openrlhf_apo.trainer.update import Update
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: E402
-from openrlhf.models import Actor  # noqa: E402
-
-from openrlhf_apo.alpha import GuardedAlpha  # noqa: E402
-from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo, GroupTargetBuilder  # noqa: E402
-from openrlhf_apo.trainer.anchor_weights import AnchorWeights  # noqa: E402
-from openrlhf_apo.trainer.group_objective import Anchor, GroupObjective  # noqa: E402
-from openrlhf_apo.trainer.layout import make_layout  # noqa: E402
-from openrlhf_apo.trainer.learner import Learner  # noqa: E402
-from openrlhf_apo.trainer.rank_step import merge_reports, rank_terms  # noqa: E402
-from openrlhf_apo.trainer.regularizer import Regularizer  # noqa: E402
-from openrlhf_apo.trainer.rollout_files import RolloutFiles  # noqa: E402
-from openrlhf_apo.trainer.samples import whole_groups  # noqa: E402
-from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
-from openrlhf_apo.trainer.token_objective import TokenObjective  # noqa: E402
-from openrlhf_apo.trainer.update import Update  # noqa: E402
+# DeepSpeed and OpenRLHF are imported where they are used: openrlhf_apo.ranks prepares this process for them.
 
 ADAM = {"betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
 
@@ -44,56 +40,30 @@ REGULARIZERS = {
 }
 
 
-class SpmdPolicy:
+class SpmdPolicy(ShardedPolicy):
     """PolicyHandle in which the calling process is one of the ranks."""
 
     def __init__(self, learner: Learner, micro_batch_size: int):
-        self.learner, self.micro_batch_size = learner, micro_batch_size
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        super().__init__(dist.get_world_size(), micro_batch_size)
+        self.learner = learner
         self.gradients: list[torch.Tensor] = []
 
-    def load_steps(self, steps):
-        self.sizes = [len(step) for step in steps]
-        self.layouts = [
-            make_layout([s.total_length for s in step], self.world, self.micro_batch_size) for step in steps
-        ]
-        self.learner.load_steps(
-            [
-                [[step[i] for i in micro_batch] for micro_batch in layout.micro_batches[self.rank]]
-                for step, layout in zip(steps, self.layouts, strict=True)
-            ]
-        )
-
-    def log_prob_sums(self, step, weights="policy"):
-        return self._merge(step, self.learner.log_prob_sums(step, weights))
-
-    def record_old(self, step, entropy=False):
-        means = self.learner.record_old(step, entropy)
-        return self._merge(step, means) if entropy else None
-
-    def log_ratios(self, step):
-        rows = self.layouts[step].merge(self._gather(self.learner.log_ratios(step)), self.sizes[step])
-        return [torch.tensor(row, dtype=torch.float64) for row in rows]
-
-    def apply(self, step, terms):
-        report = self.learner.apply(step, rank_terms(terms, self.layouts[step], self.rank))
-        self.gradients.append(full_state(self.learner.actor.model, "exp_avg"))
-        return merge_reports(self._gather(report), self.layouts[step], self.sizes[step])
-
-    def update_anchor(self, beta):
-        self.learner.anchor.update(self.learner.actor, beta)
-
-    def _gather(self, mine) -> list:
-        everyone = [None] * self.world
+    def call_ranks(self, method, arguments):
+        mine = getattr(self.learner, method)(*arguments(dist.get_rank()))
+        everyone = [None] * self.num_ranks
         dist.all_gather_object(everyone, mine)
         return everyone
 
-    def _merge(self, step, mine):
-        return torch.tensor(self.layouts[step].merge(self._gather(mine), self.sizes[step]), dtype=torch.float64)
+    def apply(self, step, terms):
+        report = super().apply(step, terms)
+        self.gradients.append(full_state(self.learner.actor.model, "exp_avg"))
+        return report
 
 
 def full_state(engine, name: str | None) -> torch.Tensor:
     """One vector of an optimizer state (or the weights, for None) over all parameters, whatever the sharding."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
     if engine.zero_optimization_stage() in (1, 2):
         # DeepSpeed linked the parameters to their optimizer states before the first step had made those.
         engine.optimizer._hp_optimizer_states_linked = False
@@ -120,8 +90,10 @@ def settings(job: dict, zero_stage: int, micro_batch_size: int) -> SimpleNamespa
 
 
 def run_case(job: dict) -> dict:
+    from openrlhf.models import Actor
+
     zero_stage, micro_batch_size = job["zero_stage"], job["micro_batch_size"]
-    strategy = ApoStrategy(settings(job, zero_stage, micro_batch_size), unmanaged_accumulation=True)
+    strategy = ApoStrategy(settings(job, zero_stage, micro_batch_size), RankPlan())
     strategy.setup_distributed()
 
     def load(config):
@@ -143,11 +115,14 @@ def run_case(job: dict) -> dict:
     learner = Learner(strategy, actor, scheduler, pad_token_id=0, anchor=anchor, reference=reference)
     policy = SpmdPolicy(learner, micro_batch_size)
     if job["loss"] in TOKEN_LOSSES:
-        objective = TokenObjective(policy, TOKEN_LOSSES[job["loss"]](), max_length=20)
+        loss = TOKEN_LOSSES[job["loss"]]
+        objective = TokenObjective(policy, TokenPlan(loss(), loss.uses, max_length=20))
     else:
         controller = GuardedAlpha() if job["loss"] == "apo" else None
-        anchor = Anchor(policy, job["anchor"], interval=2, beta=0.5)
-        objective = GroupObjective(policy, anchor, job["loss"], controller, GroupTargetBuilder(), vocab_size=128)
+        anchor = AnchorSettings(job["anchor"], interval=2, beta=0.5)
+        objective = GroupObjective(
+            policy, GroupPlan(job["loss"], controller=controller, anchor=anchor), vocab_size=128
+        )
     update = Update(
         policy,
         objective,

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from openrlhf_apo.cli.check_loss import main
-from openrlhf_apo.objectives.group_loss import _LOADED, GROUP_LOSSES, coefficients, load_losses
+from openrlhf_apo.objectives.group_base import coefficients
 from openrlhf_apo.objectives.loss_checks import CHECKS
 from openrlhf_apo.objectives.random_groups import random_batch
+from openrlhf_apo.objectives.registry import _LOADED, GROUP_LOSSES, TOKEN_LOSSES, load_losses
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "python" / "my_loss.py"
@@ -19,7 +20,7 @@ EXAMPLE = ROOT / "examples" / "python" / "my_loss.py"
 
 @pytest.fixture(autouse=True)
 def registry():
-    with patch.dict(GROUP_LOSSES), patch.dict(_LOADED):
+    with patch.dict(GROUP_LOSSES), patch.dict(TOKEN_LOSSES), patch.dict(_LOADED):
         yield
 
 
@@ -31,7 +32,7 @@ def check(tmp_path, capsys):
         path = tmp_path / "mine.py"
         path.write_text(
             "import torch\nfrom openrlhf_apo.objectives import group_loss\n"
-            f"@group_loss('mine')\ndef mine(log_ratio, rewards, context):\n    {body}\n"
+            f"@group_loss('mine', uses=('target', 'alpha'))\ndef mine(log_ratio, rewards, context):\n    {body}\n"
         )
         code = main([str(path)])
         out, err = capsys.readouterr()

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from openrlhf_apo.cli.train_apo_ray import main
+from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
-from openrlhf_apo.options import OptionError, resolve
-from openrlhf_apo.options.settings import start_up_warnings
+from openrlhf_apo.options import resolve, start_up_warnings
 from openrlhf_apo.options.upstream import upstream_parser
 
 ROOT = Path(__file__).parents[1]

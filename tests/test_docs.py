@@ -11,7 +11,7 @@ import pytest
 
 from openrlhf_apo.cli.compare import load_comparison
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
-from openrlhf_apo.options.settings import _parser, _read_config
+from openrlhf_apo.options.resolve import _read_config, make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")])
@@ -45,7 +45,7 @@ def test_documented_command_is_accepted(page, command):
         assert usage.returncode == 0, usage.stderr
         assert [w for w in arguments if w.startswith("--") and w.split("=")[0] not in usage.stdout] == []
     if is_trainer:
-        parser = _parser()
+        parser = make_parser()
         args = parser.parse_args(arguments)
         if args.config:
             _read_config(parser, str(ROOT / args.config))
@@ -57,7 +57,7 @@ CONFIGURATIONS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(COMPARISON
 
 @pytest.mark.parametrize("config", CONFIGURATIONS, ids=lambda path: path.name)
 def test_configurations_hold_known_flags(config):
-    assert _read_config(_parser(), str(config))
+    assert _read_config(make_parser(), str(config))
 
 
 @pytest.mark.parametrize("config", COMPARISONS, ids=lambda path: path.name)
@@ -65,7 +65,7 @@ def test_comparisons_hold_known_flags_and_real_commands(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(config)
     for words in comparison.arms.values():
-        assert _parser().parse_args(words).loss
+        assert make_parser().parse_args(words).loss
     for python, dash_m, module, *_ in comparison.prepare:
         assert (python, dash_m) == ("python", "-m") and find_spec(module)
 

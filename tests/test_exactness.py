@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from openrlhf_apo.errors import GroupError
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
-from openrlhf_apo.trainer.samples import GroupError, Sample, whole_groups
+from openrlhf_apo.trainer.samples import Sample, whole_groups
 
 P, GROUPS, GROUPS_PER_STEP = 8, 16, 4
 TAU, BETA, ALPHA_MAX, ALPHA_MIN, RHO, LAM = 0.8, 1.0, 0.9, 0.35, 0.1, 0.1

@@ -1,6 +1,5 @@
 """Group objectives against their formulas, looped over answers one at a time in float64; and the registry."""
 
-import importlib
 import math
 import random
 import statistics
@@ -9,18 +8,17 @@ from unittest import mock
 import pytest
 import torch
 
+from openrlhf_apo.errors import LossError
 from openrlhf_apo.objectives import (
     GROUP_LOSSES,
     AlphaDivergenceLoss,
     GroupContext,
     GroupTargetBuilder,
-    LossError,
     group_loss,
+    load_losses,
+    registry,
 )
-
-# The package's attribute of that name is the decorator.
-registry = importlib.import_module("openrlhf_apo.objectives.group_loss")
-coefficients, load_losses = registry.coefficients, registry.load_losses
+from openrlhf_apo.objectives.group_base import coefficients
 
 TAU, BETA_R = 0.8, 0.7
 ADPO = ["adpo_softmax", "adpo_pairwise", "adpo_plackett_luce"]
@@ -203,7 +201,7 @@ def test_coefficients_train_alike_in_any_micro_batches(name):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(sum(lengths), dtype=torch.float64, generator=generator).requires_grad_()
     log_ratio = torch.stack([row.sum() for row in tokens.split(lengths)]).view_as(rewards)
-    (whole,) = torch.autograd.grad(GROUP_LOSSES[name](log_ratio, rewards, context).mean(), tokens, retain_graph=True)
+    (whole,) = torch.autograd.grad(GROUP_LOSSES[name]()(log_ratio, rewards, context).mean(), tokens, retain_graph=True)
     _, c = coefficients(name, log_ratio, rewards, context)
     c = (c / len(rewards)).flatten()
     order = random.Random(0).sample(range(len(lengths)), len(lengths))
@@ -262,7 +260,7 @@ def test_names_are_unique_and_fit_a_command_line():
         refused(lambda name=name: group_loss(name)(len), name, "exists already")
     for name in ("", "my loss", "a-b", "a\nb", "é"):
         refused(lambda name=name: group_loss(name)(len), "letters, digits and underscores")
-    assert group_loss("Mine_2")(len) is len and GROUP_LOSSES["Mine_2"] is len
+    assert group_loss("Mine_2")(len) is len and GROUP_LOSSES["Mine_2"]() is len
 
 
 GOOD = """

@@ -46,7 +46,7 @@ def test_upstreams_command_line_has_the_form_that_is_executed():
         ["--reward.remote_url", "x", "--vllm.num_engines", "1", "--algo.advantage.estimator", "group_norm"]
         + ["--rollout.n_samples_per_prompt", "2"]
     )
-    settings = upstream_checks(args)
+    settings, _ = upstream_checks(args)
     assert settings.reward.remote_url == ["x"] and settings.actor.eps_clip_low_high == (0.2, 0.2)
     with pytest.raises(AssertionError, match="requires n_samples_per_prompt > 1"):
         upstream_checks(
@@ -59,6 +59,10 @@ def test_upstreams_command_line_has_the_form_that_is_executed():
 def test_no_stand_in_is_left_behind():
     code = (
         "from openrlhf_apo import cpu; cpu.install(); cpu.install()\n"
+        "import sys\n"
+        "import openrlhf.trainer.ray.utils\n"
+        "assert 'deepspeed' not in sys.modules  # an engine's process needs none\n"
+        "cpu.install_for_ranks()\n"
         "import sys, torch\n"
         "import openrlhf.models, openrlhf.utils.utils as utils\n"
         "from transformers.utils import is_flash_attn_2_available\n"

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
-from openrlhf_apo.objectives import Adrpo, Guidance
+from openrlhf_apo.objectives import Adrpo, Guidance, Terms
+from openrlhf_apo.rewards.reward import Reward
+from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
-from openrlhf_apo.trainer.loop import Clock, EngineRollouts, GroupFilter
-from openrlhf_apo.trainer.prompts import PromptStream
+from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
 from openrlhf_apo.trainer.regularizer import Regularizer
+from openrlhf_apo.trainer.rollouts import EngineRollouts, GroupFilter
 from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.scoring import Scorer
-from openrlhf_apo.trainer.step import Step, StepTerms
+from openrlhf_apo.trainer.step import Step
 
 P = 4
 
@@ -24,7 +26,8 @@ class FakeEngine:
         for prompt in prompts:
             ids = [7] + (prefix([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) if prefix else [])
             for k in range(settings.samples_per_prompt):
-                samples.append(Sample(prompt.group_id, prompt.text, "", "", ids, [k + 1], str(k), [-1.0], False))
+                response = f"{prompt.group_id} {k + 1}"
+                samples.append(Sample(prompt.group_id, prompt.text, "", "", ids, [k + 1], response, [-1.0], False))
         return samples
 
 
@@ -36,35 +39,44 @@ class RewardByGroup:
     def __init__(self, period: int):
         self.period = period
 
-    def __call__(self, samples):
-        return [float(s.response_ids[0] > 2 and s.group_id % self.period == 0) for s in samples]
+    def __call__(self, prompts, responses, labels):
+        numbers = [tuple(map(int, response.split())) for response in responses]
+        return [Reward(float(token > 2 and group % self.period == 0)) for group, token in numbers]
 
 
 def rollouts(period=1, **settings) -> EngineRollouts:
-    prompts = PromptStream([(f"p{i}", "", "", "") for i in range(10)], seed=0, episodes=2)
+    prompts = PromptStream([PromptRow(f"p{i}", "") for i in range(10)], seed=0, episodes=2)
     sampling = SamplingSettings(P, 1.0, 1.0, 4, 64, 0)
     return EngineRollouts(prompts, 4, sampling, FakeEngine(), Scorer(RewardByGroup(period), 0), **settings)
 
 
 def test_groups_of_equal_rewards_are_replaced_by_further_prompts():
     source = rollouts(period=3, keep=GroupFilter(), max_generations=10)
-    samples = source.rollout(1, Clock())
+    samples = source.sample(1, Clock())
     assert [s.group_id for s in samples[::P]] == [0, 3, 6, 9]
-    assert source.metrics == {"generations": 3, "filtered_groups": 8}
-    assert source.prompts.position == 12 and len(source) == 5  # planned rollouts stay; prompts go round again
-    assert [s.group_id for s in source.rollout(2, Clock())[::P]] == [12, 15, 18, 21]
+    assert source.metrics == {"generations": 3, "filtered_groups": 6}
+    assert source.prompts.position == 10 and len(source) == 6 and not source.exhausted
+    assert [s.group_id for s in source.sample(2, Clock())[::P]] == [12, 15, 18]  # of the second episode, which ends
+    assert source.exhausted
+
+
+def test_a_rollout_ends_with_its_episode_and_the_last_one_may_be_short():
+    source = rollouts()
+    drawn = [[s.group_id for s in source.sample(number, Clock())[::P]] for number in range(1, len(source) + 1)]
+    assert drawn == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12, 13], [14, 15, 16, 17], [18, 19]]
+    assert source.exhausted
 
 
 def test_a_rollout_that_cannot_be_filled_is_short_and_says_so(caplog):
     source = rollouts(period=3, keep=GroupFilter(), max_generations=2)
-    assert [s.group_id for s in source.rollout(1, Clock())[::P]] == [0, 3, 6]
+    assert [s.group_id for s in source.sample(1, Clock())[::P]] == [0, 3, 6]
     assert source.metrics == {"generations": 2, "filtered_groups": 5}
     assert "3 of 4 groups are left after 2 batches" in caplog.text
 
 
 def test_without_a_filter_nothing_is_drawn_twice():
     source = rollouts(period=3)
-    assert len(source.rollout(1, Clock())) == 4 * P and source.metrics == {}
+    assert len(source.sample(1, Clock())) == 4 * P and source.metrics == {}
 
 
 def test_a_range_of_mean_rewards_narrows_the_filter():
@@ -75,7 +87,7 @@ def test_a_range_of_mean_rewards_narrows_the_filter():
 
 def test_guided_answers_follow_the_free_ones_of_their_group():
     source = rollouts(guidance=Guidance(share=0.5, length=3))
-    samples = source.rollout(1, Clock())
+    samples = source.sample(1, Clock())
     assert [s.group_id for s in samples[::P]] == [0, 1, 2, 3]
     for start in range(0, len(samples), P):
         assert [s.prompt_ids for s in samples[start : start + P]] == [[7]] * 2 + [[7, 1, 2, 3]] * 2
@@ -114,7 +126,7 @@ def test_length_penalties_are_openrlhfs(settings):
 def columns(regularizer: Regularizer) -> dict:
     rewards = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
     lengths = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0]], dtype=torch.float64)
-    terms = StepTerms({})
+    terms = Terms({})
     regularizer.add(terms, Step(0, 0, 0, [], rewards, lengths))
     return {name: values.tolist() for name, values in terms.columns.items()}
 

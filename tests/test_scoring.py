@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_apo.trainer.ray_calls import RunError
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.rewards.remote import RemoteReward
+from openrlhf_apo.rewards.verifier import MathVerifyReward
 from openrlhf_apo.trainer.samples import Sample
-from openrlhf_apo.trainer.scoring import MathVerifyReward, Scorer, UpstreamReward
+from openrlhf_apo.trainer.scoring import Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -39,10 +41,10 @@ def sample(group: int, label: str, response: str = "abc") -> Sample:
 
 
 @pytest.fixture
-def reward(tmp_path) -> UpstreamReward:
+def reward(tmp_path) -> RemoteReward:
     path = tmp_path / "reward.py"
     path.write_text(REWARD)
-    return UpstreamReward([str(path)], timeout=1.0)
+    return RemoteReward([str(path)], timeout=1.0)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_waiting_for_a_free_thread_is_not_counted_as_the_samples_time(reward):
 
 def test_the_math_reward_works_by_path_as_in_openrlhf():
     path = Path(__file__).parents[1] / "openrlhf_apo" / "rewards" / "math_verify.py"
-    scorer = Scorer(UpstreamReward([str(path)], timeout=60), max_failures=0)
+    scorer = Scorer(RemoteReward([str(path)], timeout=60), max_failures=0)
     kept = scorer.score([sample(0, "7", answer) for answer in (r"so \boxed{7}", "7", r"\boxed{8}")])
     assert [s.reward for s in kept] == [1.0, 0.0, 0.0]
 

@@ -99,7 +99,9 @@ def test_the_gradient_stops_just_beyond_the_bound_and_only_on_the_side_of_the_ad
     assert (gradient == 0).tolist() == stopped
     terms = loss.terms(case.step())
     old = torch.full((2, 1), -1.0, dtype=torch.float64)
-    _, clipped = terms.loss.per_token(old + (x + offset), old, terms.advantages.view(2, 1), torch.ones_like(old))
+    _, clipped = terms.loss.per_token(
+        old + (x + offset), old, terms.columns["advantage"].view(2, 1), torch.ones_like(old)
+    )
     assert clipped.flatten().tolist() == stopped
 
 
@@ -233,13 +235,13 @@ def test_gtpo_counts_conflicts_and_remembers_the_entropy_it_began_with():
     resumed = TOKEN_LOSSES["gtpo"]()
     resumed.load_state_dict(json.loads(json.dumps(loss.state_dict())))
     assert resumed.initial_entropy == loss.initial_entropy == pytest.approx(terms.loss.initial_entropy)
-    assert torch.equal(resumed.terms(case.step()).advantages, loss.terms(case.step()).advantages)
+    assert torch.equal(resumed.terms(case.step()).columns["advantage"], loss.terms(case.step()).columns["advantage"])
 
 
 @pytest.mark.parametrize(("initial", "dropped"), [(LN2 - 1e-9, True), (LN2, False), (2.0, False)])
 def test_gtpo_drops_answers_of_high_entropy_if_the_run_began_with_low(initial, dropped):
     case = make_case("random")
-    advantages = TOKEN_LOSSES["gtpo"](initial_entropy=initial).terms(case.step()).advantages.flatten()
+    advantages = TOKEN_LOSSES["gtpo"](initial_entropy=initial).terms(case.step()).columns["advantage"]
     high = torch.tensor(case.entropies) > LN2
     assert (advantages[high] == 0).all() == dropped and (advantages[~high] != 0).all() and high.any()
 

@@ -88,10 +88,10 @@ def objective(loss, step, log_probs, old, micro_batches=None, before=0, after=0)
 
         mask = padded([torch.ones_like(row) for row in log_probs], 0.0)
         per_token, clipped = terms.loss.per_token(
-            padded(log_probs, -0.3), padded(old, -7.0), column(terms.advantages), mask
+            padded(log_probs, -0.3), padded(old, -7.0), column(terms.columns["advantage"]), mask
         )
         assert per_token.shape == clipped.shape == mask.shape and clipped.dtype == torch.bool
-        weights = column(terms.weights) * mask
+        weights = column(terms.columns["weight"]) * mask
         if terms.token_weights is not None:
             weights = weights * padded([torch.tensor(f).to(log_probs[0]) for f in terms.token_weights], 5.0)
         total = total + (weights * per_token).sum()
@@ -328,7 +328,7 @@ def test_an_advantage_per_token_is_taken_as_one(name):
     case = make_case("random")
     terms = TOKEN_LOSSES[name]().terms(case.step())
     new, old = torch.randn(2, 12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mask, advantages = torch.ones_like(new), terms.advantages.view(12, 1)
+    mask, advantages = torch.ones_like(new), terms.columns["advantage"].view(12, 1)
     for one, other in zip(
         terms.loss.per_token(new, old, advantages, mask),
         terms.loss.per_token(new, old, advantages.expand(12, 5), mask),

@@ -4,11 +4,14 @@ import json
 import random
 
 import pytest
+import torch
 
+from openrlhf_apo.errors import DataError, GroupError
+from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.layout import make_layout
-from openrlhf_apo.trainer.prompts import DataError, PromptStream
+from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
-from openrlhf_apo.trainer.samples import GroupError, Sample, split_into_steps, whole_groups
+from openrlhf_apo.trainer.samples import Sample, split_into_steps, whole_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,9 +33,10 @@ def test_layout_is_a_partition_with_equal_micro_batches(num_samples, num_ranks, 
     ]
     assert sorted(owned) == list(range(num_samples))
     values = [float(i + 1) for i in range(num_samples)]
-    shares = [layout.share(values, rank) for rank in range(num_ranks)]
-    assert sum(map(sum, shares)) == sum(values)  # ghosts carry no coefficient
-    assert layout.merge(shares, num_samples) == values
+    shares = [layout.share(Terms({"log_prob": torch.tensor(values)}), rank).columns for rank in range(num_ranks)]
+    assert sum(share["log_prob"].sum().item() for share in shares) == sum(values)  # ghosts carry no coefficient
+    assert sum(share["real"].sum().item() for share in shares) == num_samples
+    assert layout.merge([share["log_prob"].tolist() for share in shares], num_samples) == values
 
 
 def test_layout_balances_tokens():
@@ -63,23 +67,37 @@ def test_steps_are_whole_groups():
 
 
 def stream(seed=0, position=0) -> PromptStream:
-    return PromptStream([(f"p{i}", str(i), "d", "") for i in range(10)], seed, episodes=3, position=position)
+    return PromptStream([PromptRow(f"p{i}", str(i), "d") for i in range(10)], seed, episodes=3, position=position)
+
+
+def draw(prompts: PromptStream, count: int) -> list:
+    """`count` prompts, in draws that end with an episode."""
+    drawn = []
+    while len(drawn) < count:
+        drawn += prompts.draw(count - len(drawn))
+    return drawn
+
+
+def test_a_draw_ends_with_the_episode():
+    prompts = stream(position=7)
+    assert [len(prompts.draw(8)) for _ in range(5)] == [3, 8, 2, 8, 2]
+    assert prompts.exhausted and prompts.draw(8) == []
 
 
 def test_prompt_order_is_seeded_fresh_each_episode_and_resumable():
-    prompts = stream().draw(30)
+    prompts = draw(stream(), 30)
     assert [p.group_id for p in prompts] == list(range(30))
     episodes = [[p.text for p in prompts[k : k + 10]] for k in (0, 10, 20)]
     assert all(sorted(episode) == sorted(f"p{i}" for i in range(10)) for episode in episodes)
     assert episodes[0] != episodes[1] != episodes[2]
-    assert [p.text for p in stream(seed=1).draw(10)] != episodes[0]
+    assert [p.text for p in draw(stream(seed=1), 10)] != episodes[0]
     resumed = stream()
     resumed.load_state_dict(json.loads(json.dumps(stream(position=7).state_dict())))
-    assert resumed.draw(23) == prompts[7:]
+    assert draw(resumed, 23) == prompts[7:]
 
 
 def test_resuming_on_other_data_is_refused():
-    other = PromptStream([("p", "1", "d", "")], 0, 1)
+    other = PromptStream([PromptRow("p", "1")], 0, 1)
     with pytest.raises(DataError, match="10 prompts, the data set now has 1"):
         other.load_state_dict(stream().state_dict())
 

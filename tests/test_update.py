@@ -7,9 +7,10 @@ import torch
 
 from openrlhf_apo.alpha import EssAlpha, FixedAlpha, GuardedAlpha
 from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder
-from openrlhf_apo.trainer.group_objective import Anchor, GroupObjective
+from openrlhf_apo.trainer.anchor import AnchorSettings
+from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan, GroupSettings
 from openrlhf_apo.trainer.samples import Sample
-from openrlhf_apo.trainer.step import StepReport
+from openrlhf_apo.trainer.step import Report
 from openrlhf_apo.trainer.update import Update
 
 P = 4
@@ -32,7 +33,7 @@ class TablePolicy:
 
     def log_prob_sums(self, step, weights="policy"):
         self.calls.append(weights)
-        return self._sums(self.anchor if weights == "anchor" else self.logits.detach(), self.steps[step])
+        return self._sums(self.anchor if weights == "anchor" else self.logits.detach(), self.steps[step]).tolist()
 
     def apply(self, step, terms):
         self.calls.append("apply")
@@ -41,7 +42,7 @@ class TablePolicy:
         (gradient,) = torch.autograd.grad((coefficients * sums).sum(), self.logits)
         with torch.no_grad():
             self.logits -= 0.5 * gradient
-        return StepReport(sums.detach(), 0 * sums, gradient.norm().item(), 0.5, 0.0, {"mismatch": 1e-6})
+        return Report(sums.tolist(), [0.0] * len(sums), gradient.norm().item(), 0.5, 0.0, {"mismatch": 1e-6}, 1.0)
 
     def update_anchor(self, beta):
         self.calls.append(f"update {beta}")
@@ -60,15 +61,13 @@ def groups(count=4, rewards=(0.0, 0.25, 0.5, 1.0)) -> list[list[Sample]]:
 def update(
     policy, controller=None, *, anchor="rollout", interval=2, groups_per_step=2, epochs=1, **settings
 ) -> Update:
-    objective = GroupObjective(
-        policy,
-        Anchor(policy, anchor, interval, beta=0.9),
+    plan = GroupPlan(
         "apo",
-        controller or FixedAlpha(),
-        GroupTargetBuilder(),
-        vocab_size=16,
-        **settings,
+        controller=controller or FixedAlpha(),
+        settings=GroupSettings(**settings),
+        anchor=AnchorSettings(anchor, interval, beta=0.9),
     )
+    objective = GroupObjective(policy, plan, vocab_size=16)
     return Update(policy, objective, groups_per_step=groups_per_step, epochs=epochs)
 
 
@@ -137,11 +136,9 @@ def test_zero_variance_groups_are_kept_or_dropped_and_counted():
 def test_confidence_sources():
     policy = TablePolicy()
     candidate = update(policy, GuardedAlpha(), groups_per_step=4, epochs=2).run(groups(), 0)
-    relative = update(TablePolicy(), GuardedAlpha(), groups_per_step=4, epochs=2, confidence="relative").run(
-        groups(), 0
-    )
+    relative = update(TablePolicy(), GuardedAlpha(confidence="relative"), groups_per_step=4, epochs=2).run(groups(), 0)
     assert 0 < candidate["confidence"] < relative["confidence"] <= 1
-    token = update(TablePolicy(), GuardedAlpha(), groups_per_step=4, confidence="token").run(groups(), 0)
+    token = update(TablePolicy(), GuardedAlpha(confidence="token"), groups_per_step=4).run(groups(), 0)
     assert token["confidence"] == pytest.approx(1 - 2.0 / math.log(16))
 
 

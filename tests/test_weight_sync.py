@@ -11,12 +11,12 @@ SCRIPT = """
 import sys, torch
 from transformers import AutoModelForCausalLM
 from openrlhf_apo.trainer.handles import SamplingSettings
-from openrlhf_apo.trainer.ray_calls import RunError
-from openrlhf_apo.trainer.ray_engine import CPU_KV_CACHE_BYTES, RolloutActor, compare_weight_sums
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.cluster.engine import CPU_KV_CACHE_BYTES, RolloutActor, compare_weight_sums
 
 path = sys.argv[1]
 engine = RolloutActor(None, 1, {
-    "model": path, "worker_extension_cls": "openrlhf_apo.trainer.vllm_worker.WeightWorker",
+    "model": path, "worker_extension_cls": "openrlhf_apo.cluster.vllm_worker.WeightWorker",
     "distributed_executor_backend": "uni", "dtype": "float32", "max_model_len": 64, "enforce_eager": True,
     "logprobs_mode": "processed_logprobs", "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
 })

@@ -1,9 +1,18 @@
 """alpha controllers: one step per optimizer step, from the batch's signals to alpha. Torch only, no Ray."""
 
-from .build import build_alpha_controller
-from .ess import EssAlpha
-from .fixed import FixedAlpha
+from .controller import CONTROLLERS, AlphaController, alpha_controller, build_alpha_controller
+from .ess import EssAlpha  # noqa: I001
+from .fixed import FixedAlpha  # each registers its mode; in the order of --help and the docs
 from .guarded import GuardedAlpha
 from .signals import AlphaSignals
 
-__all__ = ["AlphaSignals", "EssAlpha", "FixedAlpha", "GuardedAlpha", "build_alpha_controller"]
+__all__ = [
+    "CONTROLLERS",
+    "AlphaController",
+    "AlphaSignals",
+    "EssAlpha",
+    "FixedAlpha",
+    "GuardedAlpha",
+    "alpha_controller",
+    "build_alpha_controller",
+]

@@ -1,15 +1,35 @@
-"""What every controller has: a step, the metrics of the last step, and a state that fits in a JSON checkpoint."""
+"""What every controller has: a step, the metrics of the last step, and a state that fits in a JSON checkpoint.
+
+    @alpha_controller("mine")
+    @dataclass(eq=False)
+    class MyAlpha(AlphaController):
+        speed: float = setting(0.1, "how fast it moves", within="(0, 1]")     # --mine.speed
+
+registers `--alpha_mode mine`; CONTRIBUTING.md shows a whole one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 
-from openrlhf_apo.objectives.checks import check_number
+from openrlhf_apo.settings import Checked, check_choice, setting
 
 from .signals import AlphaSignals
 
+Confidence = Literal["candidate", "relative", "token"]
+CONTROLLERS: "dict[str, type[AlphaController]]" = {}
 
-class AlphaController:
-    """Base of the controllers. `_state` holds all that survives a checkpoint, `metrics` what the last step logged."""
 
+class AlphaController(Checked):
+    """Base of the controllers. `_state` holds all that survives a checkpoint, `metrics` what the last step logged.
+
+    confidence: which c_t its signals hold: "candidate", 1 - H(p)/log P of the newest policy (Eq. 19); "relative", that
+    over the target's own; "token", 1 - token entropy / log V.
+    """
+
+    confidence: ClassVar[str] = "candidate"
     _state: dict[str, float | None]
     metrics: dict[str, float | str | dict[str, int]]
 
@@ -30,9 +50,41 @@ class AlphaController:
         self._state = dict(state)
 
 
-def check_bounds(alpha_max: float, alpha_min: float) -> None:
-    """Raise ValueError unless 0 < alpha_min < alpha_max < 1."""
-    check_number("alpha_max", alpha_max, "(0, 1)")
-    check_number("alpha_min", alpha_min, "(0, 1)")
-    if alpha_min >= alpha_max:
-        raise ValueError(f"alpha_min must be below alpha_max, got alpha_min={alpha_min}, alpha_max={alpha_max}")
+@dataclass(eq=False)
+class BoundedAlpha(AlphaController):
+    """What the controllers that move alpha share: 0 < alpha_min < alpha_max < 1, and the smoothing of Eq. 23."""
+
+    alpha_max: float = setting(0.9, "upper bound of alpha, and its start", within="(0, 1)", flag="apo.alpha_max")
+    alpha_min: float = setting(0.35, "lower bound of alpha", within="(0, 1)", flag="apo.alpha_min")
+    rho: float = setting(
+        0.1, "weight of the new alpha in its moving average (Eq. 23); 1 is none", within="(0, 1]", flag="apo.rho"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.alpha_min >= self.alpha_max:
+            raise ValueError(
+                f"alpha_min must be below alpha_max, got alpha_min={self.alpha_min}, alpha_max={self.alpha_max}"
+            )
+
+
+def alpha_controller(name: str) -> Callable:
+    """Register a controller class as `--alpha_mode NAME`. ValueError for a name that is taken."""
+
+    def register(controller: type[AlphaController]) -> type[AlphaController]:
+        if name in CONTROLLERS:
+            raise ValueError(f"alpha_mode {name!r} exists already: choose another name")
+        CONTROLLERS[name] = controller
+        return controller
+
+    return register
+
+
+def build_alpha_controller(mode: str, **settings) -> AlphaController:
+    """A controller by its name. ValueError names another mode, a setting that mode lacks, or a bad value."""
+    check_choice("alpha_mode", mode, CONTROLLERS)
+    known = CONTROLLERS[mode].__dataclass_fields__
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{name} is not a setting of alpha_mode {mode!r}, which takes {', '.join(known)}")
+    return CONTROLLERS[mode](**settings)

@@ -20,9 +20,10 @@ from typing import Literal
 import torch
 
 from openrlhf_apo.objectives import ess
-from openrlhf_apo.objectives.checks import check_choice, check_groups, check_number
+from openrlhf_apo.objectives.checks import check_groups
+from openrlhf_apo.settings import setting
 
-from .controller import AlphaController, check_bounds
+from .controller import BoundedAlpha, alpha_controller
 from .signals import AlphaSignals
 
 OUTCOMES = ("root", "clamped_hi", "clamped_lo", "skipped")
@@ -30,28 +31,21 @@ SCAN_POINTS = 201
 BISECTIONS = 60  # to the last bit of a float64
 
 
+@alpha_controller("ess")
 @dataclass(eq=False)
-class EssAlpha(AlphaController):
-    """alpha_max, alpha_min: bounds in (0, 1). gamma in (0, 1): target ESS / P. rho in (0, 1]: 1.0 for no smoothing.
-
-    scope="batch": one alpha, for the mean ESS over groups (the paper). scope="group": one alpha per group; the next
+class EssAlpha(BoundedAlpha):
+    """scope="batch": one alpha, for the mean ESS over groups (the paper). scope="group": one alpha per group; the next
     step has other prompts, so each group is smoothed from the last step's mean alpha, and with rho=1.0 not at all.
-    A bad setting raises ValueError naming the field.
     """
 
-    alpha_max: float = 0.9
-    alpha_min: float = 0.35
-    gamma: float = 0.5
-    weights: Literal["ratio", "geometric"] = "ratio"
-    scope: Literal["batch", "group"] = "batch"
-    rho: float = 0.1
+    gamma: float = setting(0.5, "target of ESS / P (Eq. 21)", within="(0, 1)", flag="apo.gamma")
+    weights: Literal["ratio", "geometric"] = setting(
+        "ratio", "(q/p)^alpha, or q^alpha p^(1-alpha)", flag="apo.ess_weights"
+    )
+    scope: Literal["batch", "group"] = setting("batch", "one alpha, or one per group", flag="apo.ess_scope")
 
     def __post_init__(self):
-        check_bounds(self.alpha_max, self.alpha_min)
-        check_number("gamma", self.gamma, "(0, 1)")
-        check_choice("weights", self.weights, ("ratio", "geometric"))
-        check_choice("scope", self.scope, ("batch", "group"))
-        check_number("rho", self.rho, "(0, 1]")
+        super().__post_init__()
         self._state = {"alpha": self.alpha_max}
         self.metrics = {}
 

@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass
 
-from openrlhf_apo.objectives.checks import check_number
+from openrlhf_apo.settings import setting
 
-from .controller import AlphaController
+from .controller import AlphaController, alpha_controller
 from .signals import AlphaSignals
 
 
+@alpha_controller("fixed")
 @dataclass(eq=False)
 class FixedAlpha(AlphaController):
     """alpha in [0, 1]; the ends are the KL limits."""
 
-    alpha: float = 0.6
+    alpha: float = setting(0.6, "alpha", within="[0, 1]", flag="apo.alpha")
 
     def __post_init__(self):
-        check_number("alpha", self.alpha, "[0, 1]")
+        super().__post_init__()
         self._state = {}
         self.metrics = {}
 

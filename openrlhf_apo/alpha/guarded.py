@@ -20,36 +20,38 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from openrlhf_apo.objectives.checks import check_choice, check_number
+from openrlhf_apo.settings import setting
 
-from .controller import AlphaController, check_bounds
+from .controller import BoundedAlpha, Confidence, alpha_controller
 from .signals import AlphaSignals
 
 MIN_REWARD_SCALE = 1e-8  # a reward that never changes shrinks s_R towards zero, and (20) divides by it
 
 
+@alpha_controller("guarded")
 @dataclass(eq=False)
-class GuardedAlpha(AlphaController):
-    """alpha_max, alpha_min: bounds in (0, 1). rho in (0, 1]: weight of the new alpha, 1.0 for no smoothing.
-    lam in (0, 1): weight of the new reward in the baseline. reward_scale: s_0, in units of reward.
-    A bad setting raises ValueError naming the field.
-    """
-
-    alpha_max: float = 0.9
-    alpha_min: float = 0.35
-    rho: float = 0.1
-    lam: float = 0.1
-    reward_scale: float = 0.5
-    reward_scale_mode: Literal["running", "fixed"] = "running"
-    baseline_init: Literal["first", "paper"] = "first"
+class GuardedAlpha(BoundedAlpha):
+    lam: float = setting(0.1, "weight of the new reward in the baseline b_t", within="(0, 1)", flag="apo.lam")
+    reward_scale: float = setting(
+        0.5,
+        "s_0, the scale of an improvement, in units of reward (Eq. 20)",
+        within="(0, inf)",
+        flag="apo.reward_scale",
+    )
+    reward_scale_mode: Literal["running", "fixed"] = setting(
+        "running", "s_R: a running deviation from the baseline, or s_0", flag="apo.reward_scale_mode"
+    )
+    baseline_init: Literal["first", "paper"] = setting(
+        "first", "b_0: the first reward, or 0 as printed", flag="apo.baseline_init"
+    )
+    confidence: Confidence = setting(
+        "candidate",
+        "c_t: 1 - H(p)/log P (Eq. 19); that over the target's own; or 1 - token entropy / log V",
+        flag="apo.confidence",
+    )
 
     def __post_init__(self):
-        check_bounds(self.alpha_max, self.alpha_min)
-        check_number("rho", self.rho, "(0, 1]")
-        check_number("lam", self.lam, "(0, 1)")
-        check_number("reward_scale", self.reward_scale, "(0, inf)")
-        check_choice("reward_scale_mode", self.reward_scale_mode, ("running", "fixed"))
-        check_choice("baseline_init", self.baseline_init, ("first", "paper"))
+        super().__post_init__()
         self._state = {
             "alpha": self.alpha_max,
             "reward_baseline": 0.0 if self.baseline_init == "paper" else None,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from openrlhf_apo.objectives.checks import check_number
+from openrlhf_apo.settings import check_number
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ Exit code 2, with one `error:` line: the file or a loss in it cannot be trained 
 import argparse
 import sys
 
-from openrlhf_apo.objectives.group_loss import LossError, load_losses
+from openrlhf_apo.errors import LossError
+from openrlhf_apo.objectives import load_losses
 from openrlhf_apo.objectives.loss_checks import CHECKS
 
 

@@ -30,7 +30,7 @@ import yaml
 from openrlhf_apo.cli.compare_results import write_results
 from openrlhf_apo.cli.compare_runs import Run, run_all
 from openrlhf_apo.cpu import has_cuda
-from openrlhf_apo.options.settings import OptionError, flatten, resolve, start_up_warnings
+from openrlhf_apo.options.resolve import OptionError, flatten, resolve, start_up_warnings
 
 KEYS = ("output_dir", "seeds", "config", "flags", "arms", "prepare", "threshold", "jobs")
 OWN_FLAGS = ("train.seed", "ckpt.output_dir", "ckpt.path", "ckpt.load_enable", "config", "dry_run")

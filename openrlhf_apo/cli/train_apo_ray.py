@@ -1,10 +1,10 @@
-"""Train by APO, GRPO or GSPO on Ray.
+"""Train by any objective of this package, or by a loss of your own, on Ray.
 
     python -m openrlhf_apo.cli.train_apo_ray --loss apo --alpha_mode guarded \
         --actor.model_name_or_path MODEL --data.prompt_dataset prompts.jsonl --reward math_verify
 
-Takes every flag of `openrlhf.cli.train_ppo_ray` 0.11.2, with the same meaning, and those of `--help`'s groups "apo"
-and "run". Exit code 2: a setting or the data cannot be used; 1: the run failed.
+Takes every flag of `openrlhf.cli.train_ppo_ray` 0.11.2 (docs/openrlhf_flags.md says which has another meaning here)
+and those of this package at the end of `--help`. Exit code 2: a setting or the data cannot be used; 1: the run failed.
 """
 
 import logging
@@ -12,7 +12,8 @@ import os
 import sys
 import traceback
 
-from openrlhf_apo.options.settings import OptionError, resolve, start_up_warnings
+from openrlhf_apo.errors import DataError, OptionError, RunError
+from openrlhf_apo.options import resolve, run_plan, start_up_warnings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,31 +22,27 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         args = resolve(sys.argv[1:] if argv is None else argv)
+        plan = run_plan(args)
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for warning in start_up_warnings(args):
+    for warning in start_up_warnings(args, plan):
         logging.warning(warning)
     if args.dry_run:
         _print_settings(args)
         return 0
-    return _train(args)
+    return _train(plan, args)
 
 
-def _train(args) -> int:
-    from openrlhf_apo import cpu
-
-    cpu.install()
+def _train(plan, args) -> int:
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    from openrlhf_apo.trainer.prompts import DataError
-    from openrlhf_apo.trainer.ray_calls import RunError
-    from openrlhf_apo.trainer.ray_launch import train
+    from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
 
     try:
-        train(args)
-    except DataError as error:
+        train(plan, args)
+    except (DataError, OptionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunError as error:

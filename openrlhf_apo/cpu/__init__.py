@@ -1,9 +1,14 @@
 """Everything the real pipeline needs to run without CUDA, and nothing else.
 
-`install()` is inert where CUDA is present, apart from standing in for a missing flash-attn.
+Where CUDA is present, `install` only stands in for a missing flash-attn. Which of the two a run is, its driver decides
+once (`decide`) and hands to every process by an environment variable, because what a process sees says little: Ray
+hides the GPUs from an actor that asks for none, and a cluster's head may have none itself.
 """
 
 import os
+from typing import Literal
+
+DEVICE = "OPENRLHF_APO_DEVICE"  # cpu or cuda, in every process of a run
 
 # Read by the processes of the run; a value the user has set wins.
 CPU_ENVIRONMENT = {
@@ -17,13 +22,24 @@ CPU_ENVIRONMENT = {
 
 
 def has_cuda() -> bool:
+    """Whether the run is one on GPUs: as its driver decided, else what this process sees."""
+    if DEVICE in os.environ:
+        return os.environ[DEVICE] == "cuda"
     import torch
 
     return torch.cuda.is_available()
 
 
+def decide(device: Literal["auto", "cpu", "cuda"]) -> None:
+    """Decide for this process and those that inherit its environment."""
+    if device != "auto":
+        os.environ[DEVICE] = device
+    else:
+        os.environ[DEVICE] = "cuda" if has_cuda() else "cpu"
+
+
 def install() -> None:
-    """Make openrlhf, deepspeed and vLLM importable and runnable in this process. Idempotent."""
+    """Make openrlhf and vLLM importable and runnable in this process. Idempotent."""
     from openrlhf_apo.cpu import patches
 
     patches.allow_float32_parameters()
@@ -32,6 +48,14 @@ def install() -> None:
         for name, value in CPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         patches.point_torch_cuda_at_the_cpu()
+
+
+def install_for_ranks() -> None:
+    """The same for DeepSpeed, which an engine's process has no use for."""
+    from openrlhf_apo.cpu import patches
+
+    install()
+    if not has_cuda():
         patches.skip_deepspeed_shared_memory_build()
 
 

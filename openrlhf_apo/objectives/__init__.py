@@ -1,51 +1,44 @@
 """The maths of objectives: functions of tensors, torch only, no Ray. G prompts, P completions each."""
 
-from . import adpo_pairwise, adpo_plackett_luce, adpo_softmax  # noqa: F401  (each registers its loss)
+# Each registers its loss; in the order in which --help and the docs name them.
+from . import apo, adpo_softmax, adpo_plackett_luce, adpo_pairwise  # noqa: F401, I001
+from . import grpo, dr_grpo, dapo, gspo, cispo, gtpo, bapo, alpha_ppo, g2rpo_a  # noqa: F401
 from .adrpo import Adrpo
-from .alpha_ppo import AlphaPpo
 from .apo import AlphaDivergenceLoss
-from .bapo import Bapo
-from .cispo import Cispo
-from .dapo import Dapo
+from .clip import ClippedLoss, ClippedSurrogate, clipped_surrogate, ratio
 from .diagnostics import ess, normalized_entropy
 from .divergence import alpha_divergence
-from .dr_grpo import DrGrpo
-from .g2rpo_a import Guidance
-from .group_loss import GROUP_LOSSES, GroupContext, LossError, group_loss
-from .grpo import Grpo
-from .gspo import Gspo
-from .gtpo import Gtpo
+from .group_base import GroupContext
+from .guidance import Guidance
 from .policy import anchored_log_policy
+from .registry import GROUP_LOSSES, OPENRLHF, TOKEN_LOSSES, Loss, group_loss, load_losses, token_loss
 from .target import GroupTargetBuilder
-from .token_loss import TokenLoss, TokenStep, TokenTerms
-
-TOKEN_LOSSES: dict[str, type[TokenLoss]] = {
-    "grpo": Grpo,
-    "dr_grpo": DrGrpo,
-    "dapo": Dapo,
-    "gspo": Gspo,
-    "cispo": Cispo,
-    "gtpo": Gtpo,
-    "bapo": Bapo,
-    "alpha_ppo": AlphaPpo,
-    "g2rpo_a": Grpo,  # its own part is how samples are made: Guidance
-}
+from .terms import Terms
+from .token_base import TokenLoss, TokenStep, group_z_score
 
 __all__ = [
     "GROUP_LOSSES",
+    "OPENRLHF",
     "TOKEN_LOSSES",
     "Adrpo",
     "AlphaDivergenceLoss",
+    "ClippedLoss",
+    "ClippedSurrogate",
     "GroupContext",
     "GroupTargetBuilder",
     "Guidance",
-    "LossError",
+    "Loss",
+    "Terms",
     "TokenLoss",
     "TokenStep",
-    "TokenTerms",
     "alpha_divergence",
     "anchored_log_policy",
+    "clipped_surrogate",
     "ess",
     "group_loss",
+    "group_z_score",
+    "load_losses",
     "normalized_entropy",
+    "ratio",
+    "token_loss",
 ]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .group_loss import GroupContext, group_loss
+from .group_base import GroupContext
+from .registry import group_loss
 
 
-@group_loss("adpo_pairwise")
+@group_loss("adpo_pairwise", uses=())
 def adpo_pairwise(log_ratio: Tensor, rewards: Tensor, context: GroupContext) -> Tensor:
     """log_ratio[G, P], rewards[G, P] -> [G]."""
     u = log_ratio / context.tau_anc

@@ -12,10 +12,11 @@ Reference: ADPO, arXiv 2510.18913, the listwise variant; without its code's labe
 import torch
 from torch import Tensor
 
-from .group_loss import GroupContext, group_loss
+from .group_base import GroupContext
+from .registry import group_loss
 
 
-@group_loss("adpo_plackett_luce")
+@group_loss("adpo_plackett_luce", uses=())
 def adpo_plackett_luce(log_ratio: Tensor, rewards: Tensor, context: GroupContext) -> Tensor:
     """log_ratio[G, P], rewards[G, P] -> [G]."""
     u = log_ratio / context.tau_anc

@@ -10,8 +10,9 @@ Reference: ADPO, arXiv 2510.18913. Its tau_anc is 0.8; its beta_r is 0.5, here 1
 
 from torch import Tensor
 
-from .group_loss import GroupContext, group_loss
+from .group_base import GroupContext
 from .policy import anchored_log_policy
+from .registry import group_loss
 
 
 @group_loss("adpo_softmax")

@@ -13,20 +13,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .checks import check_number
-from .token_loss import group_z_score
+from openrlhf_apo.settings import Checked, setting
+
+from .token_base import group_z_score
 
 
 @dataclass(frozen=True)
-class Adrpo:
-    beta_0: float = 0.04
-    beta_min: float = 0.0
-    beta_max: float = 1.0
+class Adrpo(Checked):
+    beta_0: float = setting(0.04, "coefficient of an average answer")
+    beta_min: float = setting(0.0, "lower bound; below 0 it rewards divergence from the reference")
+    beta_max: float = setting(1.0, "upper bound")
 
     def __post_init__(self):
-        check_number("beta_0", self.beta_0, "(-inf, inf)")
-        check_number("beta_min", self.beta_min, "(-inf, inf)")
-        check_number("beta_max", self.beta_max, "(-inf, inf)")
+        super().__post_init__()
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min must not be above beta_max, got {self.beta_min} and {self.beta_max}")
 

@@ -15,22 +15,20 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_number
-from .token_loss import LOG_RATIO_LIMIT, TokenLoss
+from openrlhf_apo.settings import setting
+
+from .clip import LOG_RATIO_LIMIT
+from .registry import token_loss
+from .token_base import TokenLoss
 
 
+@token_loss("alpha_ppo")
 @dataclass(eq=False)
 class AlphaPpo(TokenLoss):
-    """alpha in (0, 1), beta >= 0."""
-
-    alpha: float = 0.5
-    beta: float = 1.0
+    alpha: float = setting(0.5, "order of the divergence", within="(0, 1)")
+    beta: float = setting(1.0, "weight of the divergence", within="[0, inf)")
 
     aggregation = "token"
-
-    def __post_init__(self):
-        check_number("alpha", self.alpha, "(0, 1)")
-        check_number("beta", self.beta, "[0, inf)")
 
     def per_token(self, log_probs, old_log_probs, advantages, mask):
         log_ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

@@ -16,29 +16,36 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_number
+from openrlhf_apo.settings import Checked, check_number, setting
+
 from .divergence import alpha_divergence, prepare, tilt
-from .group_loss import GroupContext, group_loss
+from .group_base import GroupContext
 from .policy import anchored_log_policy
+from .registry import group_loss
 
 
 @dataclass(frozen=True)
-class AlphaDivergenceLoss:
+class AlphaDivergenceLoss(Checked):
     """The loss of each group and its exact derivative in the sequence log-probabilities.
 
     tau_anc: temperature of the anchored policy. weight_clip: (w_min, w_max) with w_min <= 1 <= w_max, or None.
     A bad setting raises ValueError naming the field.
     """
 
-    tau_anc: float = 0.8
-    weight_clip: tuple[float, float] | None = None
+    tau_anc: float = setting(
+        0.8,
+        "temperature of the anchored policy p, for every group loss (Eq. 2)",
+        within="(0, inf)",
+        flag="apo.tau_anc",
+    )
+    weight_clip: tuple[float, float] | None = setting(
+        None, "MIN MAX: clip r^alpha, in the gradient only (Eq. 24)", flag="apo.weight_clip", uses="weight_clip"
+    )
 
     def __post_init__(self):
-        check_number("tau_anc", self.tau_anc, "(0, inf)")
+        super().__post_init__()
         if self.weight_clip is None:
             return
-        if not isinstance(self.weight_clip, (tuple, list)) or len(self.weight_clip) != 2:
-            raise ValueError(f"weight_clip must be a pair (w_min, w_max), got {self.weight_clip!r}")
         w_min, w_max = self.weight_clip
         check_number("weight_clip w_min", w_min, "(0, 1]")
         check_number("weight_clip w_max", w_max, "[1, inf)")
@@ -74,7 +81,7 @@ class AlphaDivergenceLoss:
         return c.scatter_(-1, top, -c.sum(dim=-1, keepdim=True))
 
 
-@group_loss("apo")
+@group_loss("apo", uses=("target", "alpha", "weight_clip"))
 def apo(log_ratio: torch.Tensor, rewards: torch.Tensor, context: GroupContext) -> torch.Tensor:
     """log_ratio[G, P], rewards[G, P] (through context.log_q) -> [G]."""
     return AlphaDivergenceLoss(context.tau_anc, context.weight_clip)(log_ratio, context.log_q, context.alpha)

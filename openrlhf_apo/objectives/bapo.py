@@ -17,38 +17,44 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .checks import check_number
-from .token_loss import TokenLoss, TokenStep, TokenTerms, clipped_surrogate, ratio
+from openrlhf_apo.settings import setting
+
+from .clip import clipped_surrogate, ratio
+from .registry import token_loss
+from .terms import Terms
+from .token_base import TokenLoss, TokenStep
 
 
+@token_loss("bapo")
 @dataclass(eq=False)
 class Bapo(TokenLoss):
-    rho: float = 0.5
-    low_range: tuple[float, float] = (0.6, 0.9)
-    high_range: tuple[float, float] = (1.2, 3.0)
-    step: float = 0.05
-    dual_clip: float | None = 3.0
-    bounds: tuple[float, float] | None = None  # (c_low, c_high) of the optimizer step
+    rho: float = setting(0.5, "least share of positive samples in the surrogate", within="(0, 1)")
+    low_range: tuple[float, float] = setting((0.6, 0.9), "range of the lower bound of the ratio")
+    high_range: tuple[float, float] = setting((1.2, 3.0), "range of the upper bound of the ratio")
+    step: float = setting(0.05, "by which a bound moves", within="(0, inf)")
+    dual_clip: float | None = setting(
+        3.0, "c: where A < 0 the loss of a token is at most c |A|", within="(1, inf)", flag="actor.dual_clip"
+    )
+    bounds: tuple[float, float] | None = None  # (c_low, c_high) of the optimizer step, not a setting
 
     aggregation = "token"
 
     def __post_init__(self):
-        check_number("rho", self.rho, "(0, 1)")
-        check_number("step", self.step, "(0, inf)")
+        super().__post_init__()
         (low, low_max), (high, high_max) = self.low_range, self.high_range
         if not 0 < low <= low_max < 1 < high <= high_max:
             raise ValueError(
                 f"need 0 < low <= low_max < 1 < high <= high_max, got {self.low_range}, {self.high_range}"
             )
 
-    def terms(self, step: TokenStep) -> TokenTerms:
+    def terms(self, step: TokenStep) -> Terms:
         advantages = self.advantages(step.rewards)
         log_ratio = torch.cat(step.log_ratios())
         r = ratio(log_ratio, torch.zeros_like(log_ratio))
         per_token = advantages.flatten().repeat_interleave(step.lengths.flatten().long())
         bounds, share = self.balance(r, per_token)
         metrics = {"clip_low": bounds[0], "clip_high": bounds[1], "positive_share": share}
-        return TokenTerms(replace(self, bounds=bounds), advantages, self.weights(step), metrics=metrics)
+        return self.token_terms(step, advantages, replace(self, bounds=bounds), metrics=metrics)
 
     def balance(self, r: torch.Tensor, advantages: torch.Tensor) -> tuple[tuple[float, float], float]:
         """r[T], advantages[T] of all tokens of the step -> ((c_low, c_high), the share they give)."""

@@ -11,11 +11,13 @@ Reference: MiniMax-M1, arXiv 2506.13585, Eqs. 4-5. A is GRPO's; no KL.
 
 from dataclasses import dataclass
 
-from .token_loss import TokenLoss, ratio
+from .clip import ClippedLoss, ratio
+from .registry import token_loss
 
 
+@token_loss("cispo")
 @dataclass(eq=False)
-class Cispo(TokenLoss):
+class Cispo(ClippedLoss):
     eps_low: float = 1.0
     eps_high: float = 4.0
 

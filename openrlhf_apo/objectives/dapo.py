@@ -11,13 +11,22 @@ Reference: arXiv 2503.14476, Eqs. 8-13.
 
 from dataclasses import dataclass
 
-from .grpo import Grpo
+from .clip import ClippedSurrogate
+from .registry import token_loss
 
 OVERLONG_SHARE = 0.2  # of the length limit
 
 
+@token_loss("dapo", uses=("max_length",))
 @dataclass(eq=False)
-class Dapo(Grpo):
+class Dapo(ClippedSurrogate):
     eps_high: float = 0.28
 
     aggregation = "token"
+
+    @classmethod
+    def presets(cls, max_new_tokens):
+        presets = {"algo.dynamic_filtering_enable": True}
+        if max_new_tokens:
+            presets["reward.overlong_buffer_len"] = OVERLONG_SHARE * max_new_tokens
+        return presets

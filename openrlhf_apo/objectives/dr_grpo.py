@@ -10,11 +10,13 @@ Reference: arXiv 2503.20783, §3.2 and its code's constant normaliser; no KL.
 from dataclasses import dataclass
 
 from .checks import check_groups
-from .grpo import Grpo
+from .clip import ClippedSurrogate
+from .registry import token_loss
 
 
+@token_loss("dr_grpo", uses=("max_length",))
 @dataclass(eq=False)
-class DrGrpo(Grpo):
+class DrGrpo(ClippedSurrogate):
     aggregation = "constant"
 
     def advantages(self, rewards):

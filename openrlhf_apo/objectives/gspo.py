@@ -10,14 +10,15 @@ Reference: arXiv 2507.18071, Eqs. 5-7 and §5.1.
 
 from dataclasses import dataclass
 
-from .token_loss import LOG_RATIO_LIMIT, TokenLoss, clipped_surrogate
+from .clip import LOG_RATIO_LIMIT, ClippedSurrogate, clipped_surrogate
+from .registry import token_loss
 
 
+@token_loss("gspo")
 @dataclass(eq=False)
-class Gspo(TokenLoss):
+class Gspo(ClippedSurrogate):
     eps_low: float = 3e-4
     eps_high: float = 4e-4
-    dual_clip: float | None = None
 
     aggregation = "sequence"
 

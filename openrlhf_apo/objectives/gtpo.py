@@ -18,26 +18,26 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_number
-from .token_loss import TokenLoss, TokenStep, TokenTerms, ratio
+from openrlhf_apo.settings import setting
+
+from .clip import ratio
+from .registry import token_loss
+from .terms import Terms
+from .token_base import TokenLoss, TokenStep
 
 ENTROPY_THRESHOLD = math.log(2)  # nats
 
 
+@token_loss("gtpo", uses=("entropy",))
 @dataclass(eq=False)
 class Gtpo(TokenLoss):
-    gamma: float = 0.1
-    conflict_weight: float = 2.0
-    initial_entropy: float | None = None  # H_ini, nats
+    gamma: float = setting(0.1, "weight of an answer's entropy in its advantage", within="[0, inf)")
+    conflict_weight: float = setting(2.0, "weight of conflict tokens in good answers", within="[0, inf)")
+    initial_entropy: float | None = None  # H_ini, nats: state, not a setting
 
     aggregation = "sequence"
-    needs_entropy = True
 
-    def __post_init__(self):
-        check_number("gamma", self.gamma, "[0, inf)")
-        check_number("conflict_weight", self.conflict_weight, "[0, inf)")
-
-    def terms(self, step: TokenStep) -> TokenTerms:
+    def terms(self, step: TokenStep) -> Terms:
         if self.initial_entropy is None:
             self.initial_entropy = step.entropies.mean().item()
         z = self.advantages(step.rewards)  # [G, P]
@@ -56,7 +56,7 @@ class Gtpo(TokenLoss):
                 token_weights.append([weight if c else 1.0 for c in conflict])
                 conflicts += sum(conflict)
         metrics = {"conflict_fraction": conflicts / step.lengths.sum().item()}
-        return TokenTerms(self, advantages, self.weights(step), token_weights, metrics)
+        return self.token_terms(step, advantages, token_weights=token_weights, metrics=metrics)
 
     def per_token(self, log_probs, old_log_probs, advantages, mask):
         return -ratio(log_probs, old_log_probs) * advantages, torch.zeros_like(mask, dtype=torch.bool)

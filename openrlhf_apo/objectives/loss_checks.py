@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .group_loss import LossError, coefficients
+from openrlhf_apo.errors import LossError
+
+from .group_base import coefficients
 from .random_groups import Batch, random_batch
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows

@@ -8,7 +8,9 @@ Reference: APO, arXiv 2512.22953, Eqs. 2-3. The paper's tau_anc is 0.8.
 
 import torch
 
-from .checks import check_groups, check_number
+from openrlhf_apo.settings import check_number
+
+from .checks import check_groups
 
 
 def anchored_log_policy(log_ratio: torch.Tensor, tau_anc: float) -> torch.Tensor:

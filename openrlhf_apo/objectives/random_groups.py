@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .group_loss import GroupContext
+from .apo import AlphaDivergenceLoss
+from .group_base import GroupContext
 from .target import GroupTargetBuilder
 
 
@@ -49,4 +50,4 @@ def random_batch(
     x = {"anchor": torch.zeros_like(second), "moderate": second, "large": 50.0 * second.sign()}[log_ratio]
     usual = (100 * third.abs()).ceil() + 2
     tokens = usual if lengths == "usual" else torch.where(third > 0, 1.0, 100_000.0).double()
-    return Batch(x, first, GroupContext(GroupTargetBuilder()(first), tokens, alpha))
+    return Batch(x, first, GroupContext(GroupTargetBuilder()(first), tokens, alpha, AlphaDivergenceLoss.tau_anc))

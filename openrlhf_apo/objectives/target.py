@@ -10,22 +10,26 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_groups, check_number
+from openrlhf_apo.settings import Checked, check_number, setting
+
+from .checks import check_groups
 
 
 @dataclass(frozen=True)
-class GroupTargetBuilder:
+class GroupTargetBuilder(Checked):
     """Turns rewards into log q.
 
     beta_r: temperature of the target; smaller is greedier. eps: keeps the z-score finite, in units of reward.
     A bad setting raises ValueError naming the field.
     """
 
-    beta_r: float = 1.0
+    beta_r: float = setting(
+        1.0, "temperature of the target q (Eq. 5)", within="(0, inf)", flag="apo.beta_r", uses="target"
+    )
     eps: float = 1e-6
 
     def __post_init__(self):
-        check_number("beta_r", self.beta_r, "(0, inf)")
+        super().__post_init__()
         check_number("eps", self.eps, "(0, inf)")
 
     def __call__(self, rewards: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,57 @@
 """What is refused before Ray starts, each in one line that names the fix."""
 
 import argparse
+import json
 import os
 from types import SimpleNamespace
 
 from openrlhf_apo.cpu import has_cuda
-from openrlhf_apo.objectives import GROUP_LOSSES
-from openrlhf_apo.options import flags, objects
+from openrlhf_apo.errors import OptionError
+from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
+from openrlhf_apo.options import owners
 
-
-class OptionError(ValueError):
-    """A setting cannot be used; the message is one line for the user and names the fix."""
+# OpenRLHF's flags, by prefix, that only its own step (--loss openrlhf) reads.
+ONLY_OPENRLHF = (
+    "actor.policy_loss_type",
+    "actor.loss_agg_mode",
+    "actor.aux_loss_coef",
+    "algo.advantage.",
+    "algo.kl.target",
+    "algo.kl.horizon",
+    "algo.kl.unbiased_gradient",
+    "reward.clip_range",
+    "rollout.micro_batch_size",
+    "ref.",
+    "train.colocate_actor_ref",
+    "train.dynamic_batch_enable",
+    "train.max_tokens_per_gpu",
+    "rollout.max_tokens_per_gpu",
+    "train.enable_ema",
+    "train.ema_beta",
+    "ds.enable_sleep",
+    "ds.lora",
+    "ds.load_in_4bit",
+)
+# Without a critic, a reward model or OpenRLHF's asynchronous trainer.
+WITHOUT_EFFECT = (
+    "critic.",
+    "train.colocate_critic_reward",
+    "reward.model_name_or_path",
+    "reward.normalize_enable",
+    "reward.num_",
+    "reward.offload",
+    "ds.value_head_prefix",
+    "train.async",
+    "train.partial_rollout_enable",
+    "train.agent_func_path",
+    "data.image_key",
+    "data.max_images_per_prompt",
+    "actor.freeze_visual_encoder",
+    "rollout.vllm_generate_batch_size",
+    "vllm.sync_with_ray",
+)
+# Ours, that OpenRLHF's own step does not read.
+NOT_OPENRLHF = ("adrpo.", "guidance.", "algo.dynamic_filtering", "apo.max_generations")
 
 
 def refuse_flags_without_effect(args: argparse.Namespace, given: set[str]) -> None:
@@ -23,25 +64,24 @@ def refuse_flags_without_effect(args: argparse.Namespace, given: set[str]) -> No
 
 def _without_effect(flag: str, args: argparse.Namespace) -> str | None:
     """Why the flag does nothing here, and what to do; None when it does something."""
-    grouped, openrlhf, owner = args.loss in GROUP_LOSSES, args.loss == flags.OPENRLHF, flag.split(".")[0]
+    openrlhf = args.loss == OPENRLHF
     adrpo, kl = getattr(args, "adrpo.enable"), getattr(args, "algo.kl.init_coef")
     with_this_loss = f"with --loss {args.loss}: drop it"
-    if flag in flags.NEEDS:
-        needed, values = flags.NEEDS[flag]
-        if getattr(args, needed) not in values:
-            return f"with --{needed} {getattr(args, needed)}: drop it"
-    if flag.startswith(flags.WITHOUT_EFFECT):
+    if flag.startswith(WITHOUT_EFFECT):
         return "here (no critic, reward model or asynchronous trainer): drop it"
-    if flag.startswith(flags.ONLY_OPENRLHF) and not openrlhf:
+    if flag.startswith(ONLY_OPENRLHF) and not openrlhf:
         return f"{with_this_loss}, or use --loss openrlhf"
-    if (
-        (flag.startswith("apo.") and flag not in flags.EVERY_LOSS and not grouped)
-        or (flag in flags.NEED_ALPHA and (not grouped or args.loss in flags.WITHOUT_ALPHA))
-        or (flag in ("apo.beta_r", "apo.drop_zero_variance") and args.loss in flags.WITHOUT_TARGET)
-        or (owner in flags.OF_ONE_LOSS and owner != args.loss)
-        or (openrlhf and flag.startswith(("adrpo.", "algo.dynamic_filtering")))
-    ):
+    if openrlhf and flag.startswith(NOT_OPENRLHF):
         return with_this_loss
+    if flag == "alpha_mode" and not owners.uses(args.loss, "alpha"):
+        return with_this_loss
+    if not (openrlhf and flag.startswith("actor.")):  # these flags of OpenRLHF's are its own there
+        owned = "actor.eps_clip_low_high" if flag == "actor.eps_clip" else flag
+        if reason := owners.refusal(owned, args):
+            return reason
+    filtering = getattr(args, "algo.dynamic_filtering_enable")
+    if flag in ("apo.max_generations", "algo.dynamic_filtering_range") and not filtering:
+        return f"with --algo.dynamic_filtering_enable {filtering}: drop it"
     if flag in ("algo.kl.init_coef", "algo.kl.use_loss") and adrpo:
         return "with --adrpo.enable: drop it; the coefficient is --adrpo.beta_0"
     if flag in ("algo.kl.estimator", "algo.kl.use_loss") and kl == 0 and not adrpo:
@@ -112,16 +152,12 @@ def check_settings(args: SimpleNamespace) -> None:
         "--train.num_episodes": args.train.num_episodes,
         "--rollout.temperature": args.rollout.temperature,
         "--apo.max_generations": args.apo.max_generations,
-        "--apo.anchor_interval": args.apo.anchor_interval,
-        "--apo.logprob_const": args.apo.logprob_const,
         "--apo.timeout": args.apo.timeout,
         "--reward.timeout": args.reward.timeout,
     }
     for flag, value in positive.items():
         if not value > 0:
             raise OptionError(f"{flag} {value}: must be above 0")
-    if not 0 < args.apo.anchor_beta < 1:
-        raise OptionError(f"--apo.anchor_beta {args.apo.anchor_beta}: must be between 0 and 1")
     if args.data.max_len <= (args.rollout.max_new_tokens or 0):
         raise OptionError(
             f"--data.max_len {args.data.max_len} leaves no room for a prompt beside "
@@ -129,11 +165,7 @@ def check_settings(args: SimpleNamespace) -> None:
         )
     if args.eval.dataset and args.apo.load_rollouts:
         raise OptionError("--eval.dataset needs an engine: drop it or --apo.load_rollouts")
-    try:
-        objects.build_all(args)
-    except ValueError as error:
-        raise OptionError(f"--loss {args.loss}: {error}") from None
-    if args.loss == flags.OPENRLHF:
+    if args.loss == OPENRLHF:
         if args.algo.advantage.estimator == "gae":
             raise OptionError("--algo.advantage.estimator gae needs a critic: use group_norm, rloo or another")
         ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
@@ -142,7 +174,7 @@ def check_settings(args: SimpleNamespace) -> None:
                 f"--train.batch_size {step} is not a multiple of --train.micro_batch_size "
                 f"{args.train.micro_batch_size} x {ranks} ranks"
             )
-    if args.loss in ("dr_grpo", "dapo") and not args.rollout.max_new_tokens:
+    if owners.uses(args.loss, "max_length") and not args.rollout.max_new_tokens:
         raise OptionError(f"--loss {args.loss} needs --rollout.max_new_tokens, the length that it measures answers by")
     if args.reward.overlong_buffer_len is not None:
         if not args.rollout.max_new_tokens or not 0 < args.reward.overlong_buffer_len <= args.rollout.max_new_tokens:
@@ -152,8 +184,8 @@ def check_settings(args: SimpleNamespace) -> None:
             )
     if args.loss in GROUP_LOSSES and not args.algo.kl.use_loss and args.algo.kl.init_coef > 0:
         raise OptionError(f"--loss {args.loss} has KL in the loss only: leave --algo.kl.use_loss on")
-    if args.loss == "g2rpo_a" and args.apo.load_rollouts:
-        raise OptionError("--loss g2rpo_a guides generation: drop --apo.load_rollouts, or use --loss grpo")
+    if args.guidance.enable and args.apo.load_rollouts:
+        raise OptionError("--guidance.enable and --loss g2rpo_a guide generation: drop --apo.load_rollouts")
     if args.algo.dynamic_filtering_enable and args.apo.load_rollouts:
         raise OptionError("--algo.dynamic_filtering_enable needs an engine: drop it or --apo.load_rollouts")
     if args.apo.load_rollouts:
@@ -165,13 +197,24 @@ def _listdir(path: str) -> list[str]:
     return os.listdir(path) if os.path.isdir(path) else []
 
 
-def check_model_folder(args: SimpleNamespace) -> None:
+def check_model(args: SimpleNamespace) -> None:
+    """The model's configuration can be read, asks for no code that was not allowed, and fits the engine."""
     from transformers import AutoConfig
+    from transformers.utils import cached_file
 
     model = args.actor.model_name_or_path
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+        path = cached_file(model, "config.json")
+        with open(path, encoding="utf-8") as file:
+            brings_code = "auto_map" in json.load(file)
+        if brings_code and not args.actor.trust_remote_code:
+            raise OptionError(
+                f"--actor.model_name_or_path {model} brings its own code: read it, then give --actor.trust_remote_code"
+            )
+        config = AutoConfig.from_pretrained(model, trust_remote_code=args.actor.trust_remote_code)
     except (OSError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
         raise OptionError(f"--actor.model_name_or_path {model}: {str(error).splitlines()[0]}") from None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if not has_cuda() and args.vllm.num_engines and (head_dim < 32 or head_dim % 16):

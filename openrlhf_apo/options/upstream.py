@@ -37,10 +37,13 @@ def upstream_parser() -> argparse.ArgumentParser:
     return _execute(before, {"argparse": argparse, "datetime": datetime})["parser"]
 
 
-def upstream_checks(args: argparse.Namespace) -> SimpleNamespace:
-    """What OpenRLHF does with the parsed flat arguments: nested namespaces, derived values, assertions.
+def upstream_checks(args: argparse.Namespace) -> tuple[SimpleNamespace, list[str]]:
+    """What OpenRLHF does with the parsed flat arguments: nested namespaces, derived values, assertions. -> the
+    settings, and what it printed on the way.
 
     Raises AssertionError with OpenRLHF's own message.
     """
     _, after = _split_at_parse(_main_block())
-    return _execute(after, {"args": args, "print": lambda *message: None})["args"]
+    said: list[str] = []
+    names = {"args": args, "print": lambda *message: said.append(" ".join(map(str, message)))}
+    return _execute(after, names)["args"], said

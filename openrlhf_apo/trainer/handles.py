@@ -1,17 +1,16 @@
 """What the trainer needs from a policy and an engine, whatever runs them.
 
-The trainer never sees Ray, DeepSpeed or vLLM: it calls these methods. `ray_policy.py` and `ray_engine.py` implement
-them with Ray actors; another implementation needs no other trainer. N is the number of samples of a step.
+The trainer never sees Ray, DeepSpeed or vLLM: it calls these methods. `cluster/policy.py` and `cluster/engine.py`
+implement them with Ray actors; another implementation needs no other trainer. N is the number of samples of a step.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
-
+from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.samples import Prompt, Sample
-from openrlhf_apo.trainer.step import StepReport, StepTerms
+from openrlhf_apo.trainer.step import Report
 
 
 class PolicyHandle(Protocol):
@@ -20,26 +19,27 @@ class PolicyHandle(Protocol):
     def load_steps(self, steps: list[list[Sample]]) -> None:
         """Hand over a rollout: the samples of each optimizer step. Replaces the rollout before."""
 
-    def log_prob_sums(self, step: int, weights: Literal["policy", "anchor"] = "policy") -> Tensor:
-        """Σ_t log π(y_t) of the step's samples under the current or the anchor weights. -> [N] float64, nats."""
+    def log_prob_sums(self, step: int, weights: Literal["policy", "anchor"] = "policy") -> list[float]:
+        """Σ_t log π(y_t) of the step's samples under the current or the anchor weights. -> [N], float64, nats."""
 
-    def record_old(self, step: int, entropy: bool = False) -> Tensor | None:
+    def record_old(self, step: int, entropy: bool = False) -> list[float] | None:
         """Keep the log-probs of the step's tokens under the current weights as those of π_old, for its later `apply`.
-        With `entropy`, -> [N] float64, mean over tokens of the entropy of π_old, nats."""
+        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats."""
 
-    def log_ratios(self, step: int) -> list[Tensor]:
-        """log π_θ − log π_old of each token, one float64 tensor per sample. π_old of a step that was not recorded is
-        the current policy."""
+    def log_ratios(self, step: int) -> list[list[float]]:
+        """log π_θ − log π_old of each token of each of the N samples. For a step that was not recorded, π_old is the
+        current policy and all are 0."""
 
-    def apply(self, step: int, terms: StepTerms) -> StepReport:
+    def apply(self, step: int, terms: Terms) -> Report:
         """One optimizer step on the sum that `terms` describes. π_old of a step that was not recorded is the policy
         before this step, and is recorded now."""
 
     def update_anchor(self, beta: float) -> None:
         """anchor ← beta · anchor + (1 − beta) · policy, in float32. 0 copies the policy."""
 
-    def save_checkpoint(self, tag: str, trainer_state: dict) -> None:
-        """Weights, optimizer, scheduler, anchor and the trainer's state (JSON-able), as checkpoint `tag`."""
+    def save_checkpoint(self, tag: str, trainer_state: dict, metric: tuple[str, float] | None = None) -> None:
+        """Weights, optimizer, scheduler, anchor and the trainer's state (JSON-able), as checkpoint `tag`.
+        metric: (name, value) of the evaluation that decides which checkpoints are kept longest."""
 
     def trainer_state(self) -> dict:
         """The trainer's state of the checkpoint loaded at start-up; empty when none was."""
@@ -57,6 +57,11 @@ class SamplingSettings:
     max_len: int  # prompt + response, tokens
     seed: int
 
+    @property
+    def prompt_limit(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_len - (self.max_new_tokens or 1)
+
 
 class EngineHandle(Protocol):
     """What samples completions."""
@@ -66,12 +71,12 @@ class EngineHandle(Protocol):
     ) -> list[Sample]:
         """`samples_per_prompt` unscored samples of each prompt, in prompt order. Equal seeds give equal samples.
 
-        prefix: of the tokens of a prompt's reference solution, those that follow the prompt and are gone on from;
-        they count as the sample's prompt.
+        prefix: from the tokens of a prompt's reference solution to those that shall follow the prompt. The policy
+        goes on from them, and they count as part of the prompt.
         """
 
     def sync_weights(self) -> None:
         """Give the engine the policy's current weights."""
 
     def check_weights(self) -> None:
-        """Raise RuntimeError naming a tensor that differs between policy and engine."""
+        """Raise RunError naming a tensor that differs between policy and engine."""

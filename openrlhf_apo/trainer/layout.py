@@ -1,6 +1,12 @@
-"""Which rank computes which sample of a step, in which micro-batch. Never matters for the result, only for speed."""
+"""Which rank computes which sample of a step, in which micro-batch.
+
+The objective is a sum over samples, so this changes a step by rounding only: float32 sums in another order, and, where
+gradients are added up in bf16 (ZeRO-2), what docs/gpu.md measures.
+"""
 
 from dataclasses import dataclass
+
+from openrlhf_apo.objectives import Terms
 
 
 @dataclass(frozen=True)
@@ -17,16 +23,12 @@ class Layout:
     def flat(self, rank: int) -> list[int]:
         return [index for micro_batch in self.micro_batches[rank] for index in micro_batch]
 
-    def real(self, rank: int) -> list[float]:
-        """1 for each of the rank's samples, 0 for ghosts."""
-        return [0.0 if ghost else 1.0 for ghost in self.is_ghost[rank]]
-
-    def share(self, values: list[float], rank: int) -> list[float]:
-        """The rank's values in its own order, 0 for ghosts."""
-        return [0.0 if ghost else values[i] for i, ghost in zip(self.flat(rank), self.is_ghost[rank], strict=True)]
+    def share(self, terms: Terms, rank: int) -> Terms:
+        """The rank's terms, in its own order; ghosts have 0 everywhere."""
+        return terms.take(self.flat(rank), [not ghost for ghost in self.is_ghost[rank]])
 
     def merge(self, per_rank: list[list], num_samples: int) -> list:
-        """The inverse of `share`: one value per sample of the step."""
+        """One value per sample of the step, from each rank's values in its own order."""
         merged: list = [0.0] * num_samples
         for rank, values in enumerate(per_rank):
             for i, ghost, value in zip(self.flat(rank), self.is_ghost[rank], values, strict=True):

@@ -1,14 +1,16 @@
 """Terms that go with any objective: KL to the reference (OpenRLHF's `--algo.kl.*`), ADRPO's, and entropy.
 
-Like OpenRLHF's they are means over the tokens of the optimizer step, whatever the objective's own aggregation is.
+KL is weighed as the objective weighs its tokens: inside each answer's mean where the loss is one (GRPO, Eq. 3), a mean
+over the tokens of the step where the loss is one, and for group objectives, which weigh no tokens. Entropy is a mean
+over the tokens of the step, as OpenRLHF has it.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from openrlhf_apo.objectives import Adrpo
-from openrlhf_apo.trainer.step import Step, StepTerms
+from openrlhf_apo.objectives import Adrpo, Terms
+from openrlhf_apo.trainer.step import Step
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,23 @@ class Regularizer:
     kl_in_reward: bool = False
     adrpo: Adrpo | None = None
     entropy: float | None = None
+    kl_estimator: str = "k3"
 
-    def add(self, terms: StepTerms, step: Step) -> dict[str, float]:
-        """Add the columns of this step to `terms`. Returns metrics."""
-        ones, tokens = torch.ones(step.lengths.numel(), dtype=torch.float64), step.lengths.sum()
-        metrics = {}
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl > 0 or self.adrpo is not None
+
+    def add(self, terms: Terms, step: Step) -> None:
+        """Add the columns and metrics of this step to `terms`."""
+        token_mean = torch.full((step.lengths.numel(),), 1.0 / step.lengths.sum().item(), dtype=torch.float64)
+        weight = terms.columns.get("weight", token_mean)  # [N]
         if self.adrpo is not None:
             betas = self.adrpo.betas(step.rewards).flatten()
-            terms.columns["kl"] = betas / tokens
-            metrics = {"adrpo_beta_mean": betas.mean().item(), "adrpo_beta_max": betas.max().item()}
+            terms.columns["kl"] = betas * weight
+            terms.metrics |= {"adrpo_beta_mean": betas.mean().item(), "adrpo_beta_max": betas.max().item()}
         elif self.kl > 0 and self.kl_in_reward:
-            terms.columns["kl_reward"] = self.kl * ones
+            terms.columns["kl_reward"] = self.kl * torch.ones_like(token_mean)
         elif self.kl > 0:
-            terms.columns["kl"] = self.kl * ones / tokens
+            terms.columns["kl"] = self.kl * weight
         if self.entropy is not None:
-            terms.columns["entropy"] = self.entropy * ones / tokens
-        return metrics
+            terms.columns["entropy"] = self.entropy * token_mean

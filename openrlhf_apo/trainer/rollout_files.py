@@ -1,4 +1,4 @@
-"""Rollouts on disk, for `--apo.save_rollouts` and `--apo.load_rollouts`: one file per step, one sample per line."""
+"""Rollouts on disk, for `--apo.save_rollouts` and `--apo.load_rollouts`: one file each, one sample per line."""
 
 import json
 import os
@@ -16,17 +16,17 @@ class RolloutFiles:
     def __len__(self) -> int:
         return len(list(self.directory.glob("rollout_*.jsonl")))
 
-    def write(self, step: int, samples: list[Sample]) -> None:
+    def write(self, rollout: int, samples: list[Sample]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(step)
+        path = self._path(rollout)
         partial = path.with_suffix(".tmp")
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample.to_dict(), allow_nan=False) + "\n" for sample in samples)
         os.replace(partial, path)
 
-    def read(self, step: int) -> list[Sample]:
-        """The samples of a rollout step (from 1). Raises ValueError naming the file for anything else than samples."""
-        path = self._path(step)
+    def read(self, rollout: int) -> list[Sample]:
+        """The samples of a rollout (from 1). Raises ValueError naming the file for anything else than samples."""
+        path = self._path(rollout)
         try:
             with open(path, encoding="utf-8") as file:
                 samples = [Sample(**json.loads(line)) for line in file]
@@ -37,5 +37,5 @@ class RolloutFiles:
                 raise ValueError(f"{path}: a sample of group {sample.group_id} has no reward or no log-probs")
         return samples
 
-    def _path(self, step: int) -> Path:
-        return self.directory / f"rollout_{step:05d}.jsonl"
+    def _path(self, rollout: int) -> Path:
+        return self.directory / f"rollout_{rollout:05d}.jsonl"

@@ -1,6 +1,8 @@
 """What a rollout is made of: prompts, samples, and the whole groups that every group objective needs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+from openrlhf_apo.errors import GroupError
 
 
 @dataclass(frozen=True)
@@ -10,9 +12,9 @@ class Prompt:
 
     group_id: int
     text: str
-    label: str
+    label: object  # as the data set has it: a string, number, list or dict; "" where there is none
     datasource: str
-    solution: str = ""  # a reference solution, where the data set has them and the loss asks for them
+    solution: str = ""  # a reference solution, where guidance asks for one
 
 
 @dataclass
@@ -21,7 +23,7 @@ class Sample:
 
     group_id: int
     prompt: str
-    label: str
+    label: object
     datasource: str
     prompt_ids: list[int]
     response_ids: list[int]
@@ -29,6 +31,8 @@ class Sample:
     rollout_log_probs: list[float]  # of each response token, as the engine sampled it
     truncated: bool  # stopped by the length limit
     reward: float | None = None  # None: not scored yet, or its scoring failed
+    score: float | None = None  # what dynamic filtering looks at, where the reward function gives it beside the reward
+    extra: dict[str, float] = field(default_factory=dict)  # `extra_logs` of the reward function, for the metrics
 
     @property
     def total_length(self) -> int:
@@ -36,10 +40,6 @@ class Sample:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-
-class GroupError(ValueError):
-    """A group that is partial or mixed: a group objective on it would be a different objective."""
 
 
 def whole_groups(samples: list[Sample], group_size: int) -> list[list[Sample]]:
@@ -63,5 +63,5 @@ def whole_groups(samples: list[Sample], group_size: int) -> list[list[Sample]]:
 
 
 def split_into_steps(groups: list[list[Sample]], groups_per_step: int) -> list[list[list[Sample]]]:
-    """Whole groups per optimizer step, in order; the last step is short when groups were dropped."""
+    """Whole groups per optimizer step, in order; the last step is short when the groups do not fill it."""
     return [groups[start : start + groups_per_step] for start in range(0, len(groups), groups_per_step)]

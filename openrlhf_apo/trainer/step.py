@@ -1,10 +1,11 @@
-"""One optimizer step: what the driver knows of it, what it tells the ranks, and what they report."""
+"""One optimizer step: what the driver knows of it, and what the ranks report of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from openrlhf_apo.objectives.token_loss import TokenLoss
+from openrlhf_apo.trainer.layout import Layout
 from openrlhf_apo.trainer.samples import Sample
 
 
@@ -25,28 +26,35 @@ class Step:
 
 
 @dataclass(eq=False)
-class StepTerms:
-    """The objective of one optimizer step as numbers per sample, so that ranks need to know of no other sample:
+class Report:
+    """What the training forward of an optimizer step told, of one rank's samples or of all."""
 
-        L = sum_i [ log_prob_i sum_t log pi(y_it) + weight_i sum_t f_it loss(y_it, advantage_it)
-                    + kl_i sum_t KL_it(pi || pi_ref) - entropy_i sum_t H_it ]
-
-    `columns` holds those that are present, each [N] float64, by the names above; `kl_reward` = beta_i makes
-    advantage_it = advantage_i - beta_i sum_{s >= t} KL_is(pi_old || pi_ref), KL in the reward as OpenRLHF has it.
-    """
-
-    columns: dict[str, Tensor]
-    loss: TokenLoss | None = None  # of the columns weight and advantage
-    token_weights: list[list[float]] | None = None  # f_it of each sample; 1 when None
-
-
-@dataclass
-class StepReport:
-    """What one optimizer step tells: the training forward is the only one it made."""
-
-    log_prob_sums: Tensor  # [N] float64, sum_t log pi of each sample before the update, nats
-    log_ratio_sums: Tensor  # [N] float64, the same minus that under pi_old; 0 for an objective that needs no pi_old
+    log_prob_sums: list[float]  # [N], sum_t log pi of each sample before the update, nats
+    log_ratio_sums: list[float]  # [N], the same minus that under pi_old; 0 for an objective that needs no pi_old
     grad_norm: float  # before clipping
     lr: float
     loss: float
-    token_means: dict[str, float] = field(default_factory=dict)  # mismatch, and what was measured: kl, entropy, ...
+    token_sums: dict[str, float]  # over response tokens: mismatch, and what was measured: kl, entropy, ...
+    num_tokens: float
+
+    @property
+    def token_means(self) -> dict[str, float]:
+        return {name: total / self.num_tokens for name, total in self.token_sums.items()}
+
+    @classmethod
+    def merge(cls, reports: list["Report"], layout: Layout, num_samples: int) -> "Report":
+        """All ranks' reports as one, with samples in the step's order."""
+        return cls(
+            log_prob_sums=layout.merge([report.log_prob_sums for report in reports], num_samples),
+            log_ratio_sums=layout.merge([report.log_ratio_sums for report in reports], num_samples),
+            grad_norm=reports[0].grad_norm,
+            lr=reports[0].lr,
+            loss=sum(report.loss for report in reports),
+            token_sums={name: sum(r.token_sums[name] for r in reports) for name in reports[0].token_sums},
+            num_tokens=sum(report.num_tokens for report in reports),
+        )
+
+
+def per_group(values: list[float], like: Tensor) -> Tensor:
+    """One number per sample, in group order -> [G, P] float64."""
+    return torch.tensor(values, dtype=torch.float64).view_as(like)

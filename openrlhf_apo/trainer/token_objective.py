@@ -1,46 +1,58 @@
 """Token and sequence objectives in the trainer: advantages and normalisers from whole groups; the rest per token, by
-the ranks (objectives/token_loss.py).
+the ranks (objectives/token_base.py).
 
 pi_old is the policy that made the rollout. In a rollout's first optimizer step theta is pi_old, and no forward is
 spent on it; the log-probs of the other steps are recorded before the first update.
 """
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
-from openrlhf_apo.objectives import TokenLoss, TokenStep
+from openrlhf_apo.objectives import Terms, TokenLoss, TokenStep
 from openrlhf_apo.trainer.handles import PolicyHandle
-from openrlhf_apo.trainer.step import Step, StepReport, StepTerms
+from openrlhf_apo.trainer.step import Report, Step, per_group
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """A token objective by value: a loss built with its settings, what it declares to use, and L_max [tokens]."""
+
+    loss: TokenLoss
+    uses: frozenset[str] = frozenset()
+    max_length: int | None = None
 
 
 class TokenObjective:
-    def __init__(self, policy: PolicyHandle, loss: TokenLoss, max_length: int):
-        self.policy, self.loss, self.max_length = policy, loss, max_length
-        self.entropies: dict[int, Tensor] = {}
+    def __init__(self, policy: PolicyHandle, plan: TokenPlan):
+        self.policy, self.plan, self.loss = policy, plan, plan.loss
+        self.entropies: dict[int, list[float]] = {}
 
     def begin_rollout(self, rollout: int, num_steps: int) -> None:
-        first = 0 if self.loss.needs_entropy else 1
-        for index in range(first, num_steps):
-            entropies = self.policy.record_old(index, entropy=self.loss.needs_entropy)
+        entropy = "entropy" in self.plan.uses
+        for index in range(0 if entropy else 1, num_steps):
+            entropies = self.policy.record_old(index, entropy=entropy)
             if entropies is not None:
                 self.entropies[index] = entropies
 
-    def terms(self, step: Step) -> tuple[StepTerms, dict]:
-        entropies = self.entropies[step.index].view_as(step.rewards) if self.loss.needs_entropy else None
-        terms = self.loss.terms(
+    def terms(self, step: Step) -> Terms:
+        entropies = None
+        if "entropy" in self.plan.uses:
+            entropies = per_group(self.entropies[step.index], like=step.rewards)
+        return self.loss.terms(
             TokenStep(
                 rewards=step.rewards,
                 lengths=step.lengths,
-                max_length=self.max_length,
                 response_ids=[sample.response_ids for sample in step.samples],
+                log_ratios=lambda: self._log_ratios(step.index),
+                max_length=self.plan.max_length if "max_length" in self.plan.uses else None,
                 entropies=entropies,
-                log_ratios=lambda: self.policy.log_ratios(step.index),
             )
         )
-        columns = {"advantage": terms.advantages.flatten(), "weight": terms.weights.flatten()}
-        return StepTerms(columns, terms.loss, terms.token_weights), terms.metrics
 
-    def after_update(self, step: Step, report: StepReport) -> dict:
-        log_ratio = report.log_ratio_sums.view_as(step.rewards)  # [G, P]
+    def after_update(self, step: Step, report: Report) -> dict:
+        log_ratio = per_group(report.log_ratio_sums, like=step.rewards)  # [G, P]
         return {"log_ratio_std": log_ratio.std(-1, correction=0).mean().item()}
 
     def state_dict(self) -> dict:
@@ -48,3 +60,6 @@ class TokenObjective:
 
     def load_state_dict(self, state: dict) -> None:
         self.loss.load_state_dict(state)
+
+    def _log_ratios(self, step: int) -> list[Tensor]:
+        return [torch.tensor(row, dtype=torch.float64) for row in self.policy.log_ratios(step)]

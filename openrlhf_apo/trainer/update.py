@@ -1,8 +1,8 @@
 """One rollout of any objective: whole groups to optimizer steps, numbers per sample to the policy.
 
 The gradient of every objective here is a sum over samples once the driver, which knows all of a group and of a step,
-has done what concerns more than one sample: targets, alpha, advantages, normalisers (step.StepTerms). Ranks add their
-samples up in any micro-batching, packing or sharding, and the step is the same.
+has done what concerns more than one sample: targets, alpha, advantages, normalisers (objectives/terms.py). Ranks add
+their samples up in any micro-batching, packing or sharding, and the step is the same.
 """
 
 from collections import defaultdict
@@ -10,11 +10,12 @@ from typing import Protocol
 
 import torch
 
+from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.handles import PolicyHandle
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.regularizer import Regularizer
 from openrlhf_apo.trainer.samples import Sample, split_into_steps
-from openrlhf_apo.trainer.step import Step, StepReport, StepTerms
+from openrlhf_apo.trainer.step import Report, Step
 
 
 class Objective(Protocol):
@@ -23,10 +24,10 @@ class Objective(Protocol):
     def begin_rollout(self, rollout: int, num_steps: int) -> None:
         """Before the first optimizer step, with the rollout's samples loaded."""
 
-    def terms(self, step: Step) -> tuple[StepTerms, dict]:
+    def terms(self, step: Step) -> Terms:
         """What the ranks are to compute, and the metrics of the step."""
 
-    def after_update(self, step: Step, report: StepReport) -> dict:
+    def after_update(self, step: Step, report: Report) -> dict:
         """After the optimizer step; further metrics."""
 
 
@@ -59,15 +60,15 @@ class Update:
         for update in range(self.epochs * len(steps)):
             index = update % len(steps)
             step = self._step(steps[index], index, update, rollout)
-            terms, metrics = self.objective.terms(step)
-            metrics |= self.regularizer.add(terms, step)
+            terms = self.objective.terms(step)
+            self.regularizer.add(terms, step)
             report = self.policy.apply(index, terms)
-            metrics |= self.objective.after_update(step, report)
-            means = dict(report.token_means)
+            means = report.token_means
             step_mismatch = means.pop("mismatch")
             mismatch = step_mismatch if update == 0 else mismatch  # later updates have left the weights that sampled
             varied = step.rewards.max(-1).values > step.rewards.min(-1).values
-            metrics = {"loss": report.loss} | metrics | means  # a group objective knows its own loss
+            metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
+            metrics |= self.objective.after_update(step, report) | means
             metrics |= {
                 "grad_norm": report.grad_norm,
                 "lr": report.lr,

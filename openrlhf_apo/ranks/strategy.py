@@ -1,12 +1,27 @@
 """OpenRLHF's DeepSpeed strategy with the two settings that group objectives and CPUs need."""
 
+from dataclasses import dataclass
+
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_apo.cpu import has_cuda
 
 
+@dataclass(frozen=True)
+class RankPlan:
+    """What a rank keeps beside the policy. anchor, reference: second sets of weights; shared: they are one and the
+    same."""
+
+    anchor: bool = False
+    reference: bool = False
+    shared: bool = False
+    kl_estimator: str = "k3"
+
+
 class ApoStrategy(DeepspeedStrategy):
-    def __init__(self, args, *, unmanaged_accumulation: bool):
+    """plan: None for `--loss openrlhf`, where gradients accumulate as OpenRLHF counts them."""
+
+    def __init__(self, args, plan: RankPlan | None):
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -16,25 +31,24 @@ class ApoStrategy(DeepspeedStrategy):
             zero_stage=args.ds.zero_stage,
             args=args,
         )
-        self.unmanaged_accumulation = unmanaged_accumulation
+        self.plan = plan
 
     def get_ds_train_config(self, optim_dict=None, **settings):
         if optim_dict is not None and not has_cuda():
             optim_dict["params"]["torch_adam"] = True  # FusedAdam and DeepSpeedCPUAdam compile C++ at first use
         config = super().get_ds_train_config(optim_dict, **settings)
-        if self.unmanaged_accumulation:
+        if self.plan is not None:
             # The coefficients carry the normaliser, and step() is the boundary: any number of micro-batches of any
             # size makes one optimizer step, and DeepSpeed divides by nothing.
-            del config["train_batch_size"]
-            config["train_micro_batch_size_per_gpu"] = 1
-            config["gradient_accumulation_steps"] = 1
-            config["managed_gradient_accumulation"] = False
+            config = _one_micro_batch(config) | {"managed_gradient_accumulation": False}
         return config
 
     def get_ds_eval_config(self, offload=False):
         config = super().get_ds_eval_config(offload)
-        if self.unmanaged_accumulation:  # a frozen model takes micro-batches of any size too
-            del config["train_batch_size"]
-            config["train_micro_batch_size_per_gpu"] = 1
-            config["gradient_accumulation_steps"] = 1
-        return config
+        return config if self.plan is None else _one_micro_batch(config)  # a frozen model takes any size too
+
+
+def _one_micro_batch(config: dict) -> dict:
+    """The configuration without a global batch size to divide: one micro-batch is one DeepSpeed step."""
+    kept = {key: value for key, value in config.items() if key != "train_batch_size"}
+    return kept | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}

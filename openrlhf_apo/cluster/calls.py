@@ -3,9 +3,7 @@
 import ray
 from ray.exceptions import GetTimeoutError
 
-
-class RunError(RuntimeError):
-    """Something of the run failed for good; the message is for the user."""
+from openrlhf_apo.errors import RunError
 
 
 def get_all(refs: list, timeout: float, what: str) -> list:

@@ -13,45 +13,42 @@ and no micro-batch, accumulation or sharding can change the objective. N: sample
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from .checks import check_groups
+from openrlhf_apo.settings import Checked
 
-LOG_RATIO_LIMIT = 20.0  # nats; OpenRLHF's and verl's clamp: exp stays finite, and such a ratio is clipped anyway
+from .checks import check_groups
+from .terms import Terms
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStep:
-    """One optimizer step, seen from a token objective on the driver. N = G * P samples, in group order."""
+    """One optimizer step, seen from a token objective on the driver. N = G * P samples, in group order.
+
+    A loss that reads entropies or max_length declares it (`uses=`).
+    """
 
     rewards: Tensor  # [G, P]
     lengths: Tensor  # [G, P], response tokens
-    max_length: int  # --rollout.max_new_tokens
     response_ids: list[list[int]]  # of each of the N samples
-    entropies: Tensor | None = None  # [G, P], mean token entropy under pi_old, nats; if the loss `needs_entropy`
-    log_ratios: Callable[[], list[Tensor]] | None = None  # log pi_theta - log pi_old per token; costs a forward
+    log_ratios: Callable[[], list[Tensor]]  # log pi_theta - log pi_old per token; costs a forward
+    max_length: int | None = None  # --rollout.max_new_tokens
+    entropies: Tensor | None = None  # [G, P], mean token entropy under pi_old, nats
 
 
-@dataclass(frozen=True, eq=False)
-class TokenTerms:
-    """What the driver decided for one optimizer step."""
-
-    loss: "TokenLoss"
-    advantages: Tensor  # [G, P]
-    weights: Tensor  # [G, P], w_i
-    token_weights: list[list[float]] | None = None  # f_it of each of the N samples
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-class TokenLoss:
+class TokenLoss(Checked):
     """Base of the token objectives; a subclass sets `aggregation` and defines `per_token`."""
 
     aggregation: ClassVar[Literal["token", "sequence", "constant"]]
-    needs_entropy: ClassVar[bool] = False
+
+    @classmethod
+    def presets(cls, max_new_tokens: int | None) -> dict[str, object]:
+        """{flag: value}: the paper's settings of flags that are not the loss's own, where OpenRLHF's are others."""
+        return {}
 
     def per_token(
         self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
@@ -66,8 +63,21 @@ class TokenLoss:
         """rewards[G, P] -> A[G, P]."""
         return group_z_score(rewards)
 
-    def terms(self, step: TokenStep) -> TokenTerms:
-        return TokenTerms(self, self.advantages(step.rewards), self.weights(step))
+    def terms(self, step: TokenStep) -> Terms:
+        """What the ranks are to add up: columns advantage and weight, and the loss of a token."""
+        return self.token_terms(step, self.advantages(step.rewards))
+
+    def token_terms(
+        self,
+        step: TokenStep,
+        advantages: Tensor,
+        loss: "TokenLoss | None" = None,
+        token_weights: list[list[float]] | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> Terms:
+        """Terms of advantages[G, P] with the weights of `aggregation`. `loss`: where it is not this one itself."""
+        columns = {"advantage": advantages.flatten(), "weight": self.weights(step).flatten()}
+        return Terms(columns, loss or self, token_weights, metrics or {})
 
     def weights(self, step: TokenStep) -> Tensor:
         """w[G, P] of `aggregation`."""
@@ -79,6 +89,7 @@ class TokenLoss:
         return torch.full_like(lengths, 1.0 / (lengths.numel() * step.max_length))
 
     def state_dict(self) -> dict:
+        """What a resumed run needs of this loss, JSON-able."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
@@ -92,24 +103,3 @@ def group_z_score(rewards: Tensor) -> Tensor:
     varied = rewards.max(-1, keepdim=True).values > rewards.min(-1, keepdim=True).values
     z = (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True) + 1e-9)
     return torch.where(varied, z, 0.0)
-
-
-def ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    """pi_theta / pi_old of each token."""
-    return (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-
-
-def clipped_surrogate(
-    ratio: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r, low, high) A), and with dual_clip c: -max(min(...), c A) where A < 0. -> (loss, clipped).
-
-    PPO, arXiv 1707.06347, Eq. 7; dual clip, arXiv 1912.09729, Eq. 5.
-    """
-    plain, bounded = ratio * advantages, ratio.clamp(low, high) * advantages
-    gain, clipped = torch.min(plain, bounded), bounded < plain
-    if dual_clip is not None:
-        floor = dual_clip * advantages
-        below = (advantages < 0) & (gain < floor)
-        gain, clipped = torch.where(below, floor, gain), clipped | below
-    return -gain, clipped

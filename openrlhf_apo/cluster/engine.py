@@ -1,21 +1,26 @@
 """The rollout engines: vLLM in Ray actors, one batched call per rollout."""
 
+import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
+from openrlhf.trainer.ray.utils import get_bundle_indices, ray_noset_visible_devices
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf_apo import cpu
+from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.samples import Prompt, Sample
 
-cpu.install()
+if TYPE_CHECKING:  # this module is imported by the engines' processes, which need no DeepSpeed
+    from openrlhf_apo.cluster.policy import RayPolicy
 
-import ray  # noqa: E402
-from openrlhf.trainer.ray.utils import get_bundle_indices, ray_noset_visible_devices  # noqa: E402
-from ray.util.placement_group import PlacementGroup  # noqa: E402
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
-
-from openrlhf_apo.trainer.handles import SamplingSettings  # noqa: E402
-from openrlhf_apo.trainer.ray_calls import RunError, get_all  # noqa: E402
-from openrlhf_apo.trainer.ray_policy import RayPolicy  # noqa: E402
-from openrlhf_apo.trainer.samples import Prompt, Sample  # noqa: E402
+logger = logging.getLogger(__name__)
 
 CPU_KV_CACHE_BYTES = 512 * 2**20  # vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
 
@@ -107,49 +112,70 @@ class RolloutActor:
             self.llm.wake_up(tags=[tag])
 
 
-def create_engines(args, shared_pg: PlacementGroup | None, pg: PlacementGroup) -> list:
-    """One RolloutActor per --vllm.num_engines. `shared_pg` is set when engines share the policy's GPUs."""
-    tp = args.vllm.tensor_parallel_size
-    num_gpus = (0.2 if shared_pg else 1) if tp == 1 else 0  # with TP, vLLM's own Ray workers hold the GPUs
-    placement = shared_pg or pg
-    engines = []
-    for i in range(args.vllm.num_engines):
-        bundles = get_bundle_indices(placement, i, tp) if tp > 1 else None
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engines of a run, and what vLLM needs to know."""
+
+    model: str
+    count: int
+    tensor_parallel: int
+    dtype: str  # bf16, fp16 or fp32
+    max_len: int
+    seed: int
+    eager: bool
+    prefix_caching: bool
+    sleeps: bool  # weights and KV cache leave the GPU while the policy trains
+    gpu_memory_utilization: float
+    trust_remote_code: bool
+    timeout: float
+
+    def vllm_settings(self, index: int) -> dict:
         settings = {
-            "model": args.actor.model_name_or_path,
-            "worker_extension_cls": "openrlhf_apo.trainer.vllm_worker.WeightWorker",
-            "tensor_parallel_size": tp,
-            "distributed_executor_backend": "uni" if tp == 1 else "ray",
-            "seed": args.train.seed + i,
-            "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
-            "max_model_len": args.data.max_len,
-            "enforce_eager": args.vllm.enforce_eager,
-            "enable_prefix_caching": args.vllm.enable_prefix_caching,
-            "enable_sleep_mode": args.vllm.enable_sleep,
-            "trust_remote_code": True,
+            "model": self.model,
+            "worker_extension_cls": "openrlhf_apo.cluster.vllm_worker.WeightWorker",
+            "tensor_parallel_size": self.tensor_parallel,
+            "distributed_executor_backend": "uni" if self.tensor_parallel == 1 else "ray",
+            "seed": self.seed + index,
+            "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[self.dtype],
+            "max_model_len": self.max_len,
+            "enforce_eager": self.eager,
+            "enable_prefix_caching": self.prefix_caching,
+            "enable_sleep_mode": self.sleeps,
+            "trust_remote_code": self.trust_remote_code,
             "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
             "disable_log_stats": True,
         }
         if cpu.has_cuda():
-            settings["gpu_memory_utilization"] = args.vllm.gpu_memory_utilization
-        else:
-            settings["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-            # gpu_model_runner.py:3785 rewinds a seeded request's generator when its prompt was cut by chunked
-            # prefill; a CPU generator cannot be rewound.
-            settings["enable_chunked_prefill"] = False
-            settings["max_num_batched_tokens"] = max(8192, args.data.max_len)
+            return settings | {"gpu_memory_utilization": self.gpu_memory_utilization}
+        # gpu_model_runner.py:3785 rewinds a seeded request's generator when its prompt was cut by chunked prefill; a
+        # CPU generator cannot be rewound.
+        return settings | {
+            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, self.max_len),
+        }
+
+
+def create_engines(plan: EnginePlan, pg: PlacementGroup, shared: bool) -> list:
+    """The RolloutActors. shared: they share the policy's GPUs and its placement group."""
+    tp = plan.tensor_parallel
+    share = 0.2 if shared else 1
+    num_gpus = share if tp == 1 else 0  # with TP, vLLM's own Ray workers hold the GPUs
+    engines = []
+    for i in range(plan.count):
+        bundles = get_bundle_indices(pg, i, tp) if tp > 1 else None
         engines.append(
             ray.remote(RolloutActor)
             .options(
                 num_cpus=num_gpus,
                 num_gpus=num_gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=placement,
+                    placement_group=pg,
                     placement_group_capture_child_tasks=True,
                     placement_group_bundle_index=bundles[0] if bundles else i,
                 ),
             )
-            .remote(bundles, 0.2 if shared_pg else 1, settings)
+            .remote(bundles, share, plan.vllm_settings(i))
         )
     return engines
 
@@ -158,14 +184,14 @@ class RayEngine:
     """EngineHandle over RolloutActors. Each prompt's seed follows from the run's seed and the prompt's group id, so
     samples do not depend on which engine makes them."""
 
-    def __init__(self, engines: list, policy: RayPolicy, tokenizer, args):
-        self.engines, self.policy, self.tokenizer, self.args = engines, policy, tokenizer, args
-        self.timeout = args.apo.timeout
+    def __init__(self, engines: list, policy: "RayPolicy", tokenizer, plan: EnginePlan):
+        self.engines, self.policy, self.tokenizer, self.plan = engines, policy, tokenizer, plan
 
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
     ) -> list[Sample]:
-        if self.args.vllm.enable_sleep:
+        if self.plan.sleeps:
+            self.policy.release_memory()
             self._all("wake_up")
         prompt_ids = [self._encode(prompt, settings, prefix) for prompt in prompts]
         # Guided samples of a prompt are drawn apart from its free ones: their seeds lie half way to the next prompt's.
@@ -178,9 +204,9 @@ class RayEngine:
             for engine, share in zip(self.engines, shares, strict=True)
         ]
         completions: dict[int, list[dict]] = {}
-        for share, answers in zip(shares, get_all(refs, self.timeout, "generation"), strict=True):
+        for share, answers in zip(shares, get_all(refs, self.plan.timeout, "generation"), strict=True):
             completions |= dict(zip(share, answers, strict=True))
-        if self.args.vllm.enable_sleep:
+        if self.plan.sleeps:
             self._all("sleep")
         return [
             Sample(
@@ -200,27 +226,31 @@ class RayEngine:
 
     def sync_weights(self) -> None:
         if cpu.has_cuda():
-            if self.args.vllm.enable_sleep:
+            if self.plan.sleeps:
+                self.policy.release_memory()
                 self._all("wake_up", ("weights",))
-            self.policy._call("broadcast_to_vllm", lambda rank: ())
+            self.policy.call_actors("broadcast_to_vllm")
             return
         # Without CUDA the weights are small enough to travel as one object through Ray's shared memory.
-        if self.args.vllm.enable_prefix_caching:
+        if self.plan.prefix_caching:
             self._all("reset_prefix_cache")
         weights = self.policy.group.async_run_method("export_weights")[0]
-        get_all([engine.load_named_weights.remote(weights) for engine in self.engines], self.timeout, "weight sync")
+        get_all(
+            [engine.load_named_weights.remote(weights) for engine in self.engines], self.plan.timeout, "weight sync"
+        )
 
     def check_weights(self) -> None:
         """Compare Σ w and Σ w² of every tensor. Sharded engines (TP > 1) are watched by `rollout_mismatch` alone."""
-        if self.args.vllm.tensor_parallel_size > 1:
+        if self.plan.tensor_parallel > 1:
             return
-        trained = self.policy._call("weight_sums", lambda rank: ())[0]
-        for loaded, packed in get_all([e.weight_sums.remote() for e in self.engines], self.timeout, "weight check"):
+        trained = self.policy.call_actors("weight_sums")[0]
+        refs = [engine.weight_sums.remote() for engine in self.engines]
+        for loaded, packed in get_all(refs, self.plan.timeout, "weight check"):
             compare_weight_sums(trained, loaded, packed)
 
     def _encode(self, prompt: Prompt, settings: SamplingSettings, prefix) -> list[int]:
         ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-        limit = settings.max_len - (settings.max_new_tokens or 1)
+        limit = settings.prompt_limit
         if len(ids) > limit:
             raise RunError(
                 f"a prompt has {len(ids)} tokens, but --data.max_len leaves {limit} beside the new tokens; raise "
@@ -233,18 +263,23 @@ class RayEngine:
 
     def _all(self, method: str, *arguments) -> list:
         refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]
-        return get_all(refs, self.timeout, f"the engine's {method}")
+        return get_all(refs, self.plan.timeout, f"the engine's {method}")
 
 
 def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]]) -> None:
     """Raise RunError naming the first of the engine's tensors whose (Σ w, Σ w²) is not that of the policy's.
 
-    packed: {fused module: the checkpoint's modules}, whose sums add up.
+    packed: {fused module: the checkpoint's modules}, whose sums add up. Tensors that vLLM fuses in other ways (the
+    experts of a mixture) cannot be told from names; they are named in the log, and left to `rollout_mismatch`.
     """
+    unknown = []
     for name, sums in loaded.items():
         parts = _checkpoint_names(name, packed)
         if parts[0] not in trained and name == "lm_head.weight":
             continue  # tied: the embedding, checked under its own name
+        if any(part not in trained for part in parts):
+            unknown.append(name)
+            continue
         expected = [sum(trained[part][k] for part in parts) for k in (0, 1)]
         # Sums of equal numbers in another order differ by rounding alone.
         if any(abs(a - b) > 1e-9 * max(1.0, expected[1]) for a, b in zip(sums, expected, strict=True)):
@@ -252,6 +287,10 @@ def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]
                 f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {tuple(sums)} instead of "
                 f"{tuple(expected)}): rollouts would come from another model"
             )
+    if len(unknown) == len(loaded):
+        raise RunError(f"no weight of the engine has the name of one of the policy's ({unknown[0]}, ...)")
+    if unknown:
+        logger.warning("%d of %d engine weights cannot be checked: %s", len(unknown), len(loaded), ", ".join(unknown))
 
 
 def _checkpoint_names(name: str, packed: dict[str, list[str]]) -> list[str]:

@@ -1,6 +1,6 @@
 """One rank's share of an optimizer step: log-probs, and the sum over its samples forward and backward.
 
-Runs inside a Ray actor, but needs only torch.distributed, OpenRLHF's Actor and its DeepSpeed engine.
+Needs torch.distributed, OpenRLHF's Actor and its DeepSpeed engine, and no Ray.
 """
 
 from collections import defaultdict
@@ -12,9 +12,11 @@ from openrlhf.models import Actor
 from openrlhf.utils.utils import zero_pad_sequences
 from torch import Tensor
 
-from openrlhf_apo.trainer.anchor_weights import AnchorWeights
-from openrlhf_apo.trainer.rank_step import RankReport, RankTerms, micro_batch_loss
+from openrlhf_apo.objectives import Terms
+from openrlhf_apo.ranks.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.micro_batch_loss import micro_batch_loss
 from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.step import Report
 
 
 @dataclass
@@ -109,15 +111,17 @@ class Learner:
             ratios += [row[mask > 0].tolist() for row, mask in zip(difference, batch.action_mask, strict=True)]
         return ratios
 
-    def apply(self, step: int, terms: RankTerms) -> RankReport:
-        """Gradient of the sum over all ranks' samples, then one optimizer step."""
+    def apply(self, step: int, terms: Terms) -> Report:
+        """Gradient of the sum over all ranks' samples, then one optimizer step. `terms` and the report are those of
+        this rank's samples, in the order they were loaded."""
         self.actor.train()
         log_prob_sums: list[float] = []
         log_ratio_sums: list[float] = []
         token_sums: dict[str, float] = defaultdict(float)
         total_loss, num_tokens = 0.0, 0.0
         for k, batch in enumerate(self.steps[step]):
-            share = terms.rows(len(log_prob_sums), len(batch.sequences))
+            start = len(log_prob_sums)
+            share = terms.take(list(range(start, start + len(batch.sequences))))
             reference = self._reference(step, k, batch) if terms.needs_reference else None
             log_probs, entropies = self._forward(self.actor, batch, "entropy" in terms.columns)  # [B, T-1]
             detached = log_probs.detach()
@@ -135,7 +139,7 @@ class Learner:
             for name, values in tokens.items():
                 token_sums[name] += (values * counted).sum().item()
         self.strategy.optimizer_step(None, self.actor, self.scheduler, name="actor")
-        return RankReport(
+        return Report(
             log_prob_sums=log_prob_sums,
             log_ratio_sums=log_ratio_sums,
             grad_norm=self.strategy.get_grad_norm(self.actor),
@@ -144,6 +148,9 @@ class Learner:
             token_sums=dict(token_sums),
             num_tokens=num_tokens,
         )
+
+    def update_anchor(self, beta: float) -> None:
+        self.anchor.update(self.actor, beta)
 
     def _reference(self, step: int, k: int, batch: MicroBatch) -> Tensor:
         if (step, k) not in self.reference_log_probs:

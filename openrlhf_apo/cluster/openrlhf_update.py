@@ -1,21 +1,22 @@
 """One rollout of `--loss openrlhf`: OpenRLHF's experience maker and PPO step, unchanged, by OpenRLHF's flags."""
 
-import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience, balance_experiences
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
 from openrlhf.trainer.ray.launcher import RayActorGroup
 
-from openrlhf_apo.trainer.learner import MicroBatch
+from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.ranks.learner import MicroBatch
 from openrlhf_apo.trainer.samples import Sample
 
 REPORTED = ("policy_loss", "kl", "ppo_kl", "ppo_clip_ratio", "entropy_loss", "return")
 
 
 class OpenRLHFUpdate:
-    def __init__(self, actors: RayActorGroup, reference: RayActorGroup | None, strategy, tokenizer):
+    def __init__(self, actors: RayActorGroup, reference: RayActorGroup | None, strategy, tokenizer, timeout: float):
         self.args, self.actors, self.pad_token_id = strategy.args, actors, tokenizer.pad_token_id
+        self.timeout = timeout
         kl = self.args.algo.kl
         self.kl_controller = (
             AdaptiveKLController(kl.init_coef, kl.target, kl.horizon) if kl.target else FixedKLController(kl.init_coef)
@@ -28,12 +29,13 @@ class OpenRLHFUpdate:
         mismatch = _mean_mismatch(experiences)
         if self.args.train.dynamic_batch_enable:
             experiences = balance_experiences(experiences, self.args)
-        ray.get(self.actors.async_run_method_batch(method_name="append", experience=experiences))
+        refs = self.actors.async_run_method_batch(method_name="append", experience=experiences)
+        get_all(refs, self.timeout, "the hand-over of experiences")
         if self.args.ds.enable_sleep:
-            ray.get(self.actors.async_run_method("reload_states"))
-        status = ray.get(self.actors.async_run_method("fit", kl_ctl=self.kl_controller.value))[0]
+            self._all("reload_states")
+        status = self._all("fit", kl_ctl=self.kl_controller.value)[0]
         if self.args.ds.enable_sleep:
-            ray.get(self.actors.async_run_method("offload_states"))
+            self._all("offload_states")
         if "kl" in status:
             self.kl_controller.update(status["kl"], len(samples))
         varied = sum(len({sample.reward for sample in group}) > 1 for group in groups)
@@ -43,6 +45,9 @@ class OpenRLHFUpdate:
             "zero_variance_fraction": 1.0 - varied / len(groups),
             "rollout_mismatch": mismatch,
         }
+
+    def _all(self, method: str, **arguments) -> list:
+        return get_all(self.actors.async_run_method(method, **arguments), self.timeout, f"OpenRLHF's {method}")
 
     def _experience(self, sample: Sample) -> Experience:
         batch = MicroBatch.of([sample], self.pad_token_id)

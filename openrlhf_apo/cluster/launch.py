@@ -1,0 +1,215 @@
+"""Starts a run on Ray: cluster, policy, reference, engines, and the trainer in this process."""
+
+import logging
+import os
+from types import SimpleNamespace
+
+import ray
+from openrlhf.trainer.ray.launcher import RayActorGroup
+from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger
+from openrlhf.utils.utils import get_tokenizer
+from ray.util.placement_group import PlacementGroup, placement_group
+
+from openrlhf_apo import cpu
+from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engines
+from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
+from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
+from openrlhf_apo.data.prompt_rows import load_prompts
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.ranks.strategy import ApoStrategy, RankPlan
+from openrlhf_apo.rewards.remote import RemoteReward
+from openrlhf_apo.rewards.verifier import MathVerifyReward
+from openrlhf_apo.trainer.assemble import Inputs, assemble
+from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+def train(plan: RunPlan, args: SimpleNamespace) -> None:
+    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. Bad data is refused before Ray
+    starts."""
+    strategy = ApoStrategy(args, _rank_plan(plan))
+    tokenizer = get_tokenizer(
+        args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
+    )
+    inputs = read_inputs(plan, args, tokenizer)
+    start_ray(args)
+    policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+    policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
+    engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
+    foreign_update = None
+    if plan.objective is None:
+        foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
+    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
+    trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
+    assemble(plan, inputs, policy, engine, len(tokenizer), foreign_update=foreign_update, trackers=trackers).fit()
+    for tracker in trackers:
+        tracker.close()
+
+
+def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
+    """Reward and data, checked."""
+    reward = MathVerifyReward(plan.reward.timeout)
+    if plan.reward.urls is not None:
+        reward = RemoteReward(plan.reward.urls, plan.reward.timeout)
+    common = {
+        "seed": plan.schedule.seed,
+        "label_key": plan.data.label_key,
+        "label_optional": plan.data.label_optional,
+        "check_label": reward.check_label,
+    }
+    rows = held_out = None
+    if plan.data.prompts is not None:
+        rows = load_prompts(
+            args,
+            tokenizer,
+            plan.data.prompts,
+            probabilities=plan.data.probabilities,
+            split=plan.data.split,
+            solution_key=plan.guidance.solution_key if plan.guidance else None,
+            prompt_limit=plan.sampling.prompt_limit,
+            **common,
+        )
+    if plan.evaluation is not None:
+        held_out = load_prompts(
+            args,
+            tokenizer,
+            plan.data.evaluation,
+            split=plan.data.evaluation_split,
+            prompt_limit=plan.evaluation.sampling.prompt_limit,
+            **common,
+        )
+    return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def _rank_plan(plan: RunPlan) -> RankPlan | None:
+    if plan.objective is None:
+        return None
+    return RankPlan(
+        anchor=plan.anchor_weights,
+        reference=plan.regularizer.needs_reference,
+        shared=plan.reference_anchor,
+        kl_estimator=plan.regularizer.kl_estimator,
+    )
+
+
+def _engine_plan(plan: RunPlan, args: SimpleNamespace) -> EnginePlan:
+    return EnginePlan(
+        model=args.actor.model_name_or_path,
+        count=args.vllm.num_engines,
+        tensor_parallel=args.vllm.tensor_parallel_size,
+        dtype=args.ds.param_dtype,
+        max_len=plan.sampling.max_len,
+        seed=plan.schedule.seed,
+        eager=args.vllm.enforce_eager,
+        prefix_caching=args.vllm.enable_prefix_caching,
+        sleeps=args.vllm.enable_sleep,
+        gpu_memory_utilization=args.vllm.gpu_memory_utilization,
+        trust_remote_code=args.actor.trust_remote_code,
+        timeout=plan.timeout,
+    )
+
+
+def start_ray(args: SimpleNamespace) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one here, for this machine alone."""
+    needed = gpus_needed(args)
+    environment = {
+        cpu.DEVICE: os.environ[cpu.DEVICE],
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
+        "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
+        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
+    }
+    local = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        # "local", since without it ray.init joins whatever cluster a file on this machine names.
+        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    if cpu.has_cuda():
+        # torch.cuda.is_available() then asks the driver library, and initialises no CUDA before a process has chosen
+        # its device.
+        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    else:
+        threads = max(1, (os.cpu_count() or 1) // (args.actor.num_nodes * args.actor.num_gpus_per_node))
+        environment |= {name: os.environ.get(name, value) for name, value in cpu.CPU_ENVIRONMENT.items()}
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+        if local:
+            # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each.
+            local |= {"num_gpus": needed, "num_cpus": max(needed + 1, os.cpu_count() or 1)}
+    ray.init(
+        runtime_env={"env_vars": environment}, log_to_driver=args.logger.actor_logs, logging_level="warning", **local
+    )
+    resources = ray.cluster_resources()
+    if not cpu.has_cuda() and any(name.startswith("accelerator_type:") for name in resources):
+        raise RunError("this machine has no GPU, the Ray cluster has: give --apo.device cuda (or cpu, if you mean it)")
+    have = int(resources.get("GPU", 0))
+    if have < needed:
+        raise RunError(
+            f"the run needs {needed} GPUs, the Ray cluster has {have}: lower --actor.num_gpus_per_node, "
+            "--vllm.num_engines or --ref.num_gpus_per_node, or share GPUs with --train.colocate_all"
+        )
+
+
+def gpus_needed(args: SimpleNamespace) -> int:
+    actors = args.actor.num_nodes * args.actor.num_gpus_per_node
+    if args.train.colocate_all:
+        return actors
+    engines = 0 if args.apo.load_rollouts else args.vllm.num_engines * args.vllm.tensor_parallel_size
+    reference = 0
+    if _wants_reference(args) and not args.train.colocate_actor_ref:
+        reference = args.ref.num_nodes * args.ref.num_gpus_per_node
+    return actors + engines + reference
+
+
+def _wants_reference(args: SimpleNamespace) -> bool:
+    return args.loss == "openrlhf" and args.algo.kl.init_coef > 0
+
+
+def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, max_steps: int):
+    """Policy group, reference group or None, and engine actors; all started at once, and waited for together."""
+    logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
+    num_actors = args.actor.num_nodes * args.actor.num_gpus_per_node
+    duplicates = args.ds.ring_attn_size * args.ds.tensor_parallel_size
+    shares = args.train.colocate_all or args.train.colocate_actor_ref
+    policy_pg = _bundles(num_actors, plan.timeout)
+
+    engines = []
+    if plan.saved_rollouts is None:
+        colocated = args.train.colocate_all
+        gpus = args.vllm.num_engines * args.vllm.tensor_parallel_size
+        engine_pg = policy_pg if colocated else _bundles(gpus, plan.timeout)
+        engines = create_engines(_engine_plan(plan, args), engine_pg, shared=colocated)
+    actor = ray.remote(num_gpus=1)(PolicyActor)
+    fraction = 0.2 if shares else 1
+    policy = RayActorGroup(args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates)
+    reference = None
+    if _wants_reference(args):
+        reference = RayActorGroup(
+            args.ref.num_nodes,
+            args.ref.num_gpus_per_node,
+            ray.remote(num_gpus=1)(ReferenceActor),
+            policy_pg if shares else _bundles(args.ref.num_nodes * args.ref.num_gpus_per_node, plan.timeout),
+            fraction,
+            duplicates,
+        )
+
+    model, timeout = args.actor.model_name_or_path, plan.timeout
+    # OpenRLHF's NCCL or CUDA-IPC sync needs the engines up before the policy joins their process group.
+    if cpu.has_cuda():
+        get_all([engine.ready.remote() for engine in engines], timeout, "the start of the vLLM engine")
+        if args.vllm.enable_sleep:  # leave the GPU to the policy while it loads
+            get_all([engine.sleep.remote() for engine in engines], timeout, "the engine's sleep")
+    waits = policy.async_init_model_from_pretrained(
+        strategy, model, max_steps, engines if engines and cpu.has_cuda() else None
+    )
+    if reference:
+        waits += reference.async_init_model_from_pretrained(strategy, model)
+    waits += [engine.ready.remote() for engine in engines]
+    get_all(waits, timeout, "the start of the policy and the engine")
+    return policy, reference, engines
+
+
+def _bundles(count: int, timeout: float) -> PlacementGroup:
+    pg = placement_group([{"GPU": 1, "CPU": 1}] * count, strategy="PACK")
+    get_all([pg.ready()], timeout, f"Ray's placement of {count} GPUs")
+    return pg

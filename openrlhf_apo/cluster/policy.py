@@ -1,0 +1,132 @@
+"""The policy as a group of Ray actors: OpenRLHF's PolicyModelActor with a Learner inside."""
+
+from collections.abc import Callable
+
+from deepspeed.module_inject.layers import GatherReplacedLayerParams
+from deepspeed.runtime.zero import GatheredParameters
+from openrlhf.models import Actor
+from openrlhf.trainer.ray.launcher import RayActorGroup
+from openrlhf.trainer.ray.launcher import ReferenceModelActor as UpstreamReference
+from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy
+from torch import Tensor
+
+from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.ranks.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
+
+
+class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
+    """One rank. What `--loss openrlhf` needs is inherited; every other objective uses the learner."""
+
+    def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
+        super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
+        plan, self.anchor = strategy.plan, None
+        if plan is None:
+            return
+        if plan.anchor:
+            self.anchor = AnchorWeights(self._frozen_model(pretrain), strategy.stage)
+            if "anchor" in self.checkpoint_states:
+                self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
+        reference = None
+        if plan.reference:
+            reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)
+        self.learner = Learner(
+            strategy,
+            self.actor,
+            self.actor_scheduler,
+            self.tokenizer.pad_token_id,
+            anchor=self.anchor,
+            reference=reference,
+            kl_estimator=plan.kl_estimator,
+        )
+
+    def _frozen_model(self, pretrain) -> Actor:
+        """The initial weights, sharded like the policy's."""
+        args = self.strategy.args
+        model = Actor(
+            pretrain,
+            attn_implementation=args.ds.attn_implementation,
+            experts_implementation=args.ds.experts_implementation,
+            param_dtype=args.ds.param_dtype,
+            ds_config=self.strategy.get_ds_eval_config(),
+            packing_samples=args.ds.packing_samples,
+            temperature=args.rollout.temperature,
+            use_liger_kernel=args.ds.use_liger_kernel,
+        )
+        return self.strategy.prepare(model)
+
+    def learn(self, method: str, *arguments):
+        """Learner.method(*arguments)."""
+        return getattr(self.learner, method)(*arguments)
+
+    def save_checkpoint(self, tag, client_states=None, metric_value=None, metric_key=None):
+        if self.anchor is not None:  # inside DeepSpeed's own file, so that the two cannot be torn apart
+            client_states = client_states | {"anchor": self.anchor.state_dict()}
+        super().save_checkpoint(tag, client_states, metric_value, metric_key)
+
+    def export_weights(self) -> dict[str, Tensor] | None:
+        """All weights by name on rank 0, None elsewhere."""
+        return self._gathered(lambda weight: weight.detach().cpu().clone())
+
+    def weight_sums(self) -> dict[str, tuple[float, float]] | None:
+        """{name: (Σ w, Σ w²)} in float64 on rank 0, None elsewhere."""
+        return self._gathered(lambda w: (w.double().sum().item(), w.double().square().sum().item()))
+
+    def _gathered(self, look: Callable[[Tensor], object]) -> dict | None:
+        """{name: look(whole weight)} on rank 0, one weight gathered at a time."""
+        module, found = self.actor.model.module, {}
+        for name, parameter in module.named_parameters():
+            if self.strategy.ds_tensor_parallel_size > 1:
+                gathered = GatherReplacedLayerParams([parameter], module, enabled=True)
+            else:
+                gathered = GatheredParameters([parameter], enabled=self.strategy.stage == 3)
+            with gathered:
+                if self.strategy.is_rank_0():
+                    found[name] = look(parameter.detach())
+        return found or None
+
+
+class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):
+    """OpenRLHF's reference model, for the KL term of `--loss openrlhf`. A class of this package, because importing the
+    package is what prepares a worker process for OpenRLHF's."""
+
+
+class RayPolicy(ShardedPolicy):
+    """PolicyHandle over a RayActorGroup. Actors of one ring-attention or tensor-parallel group do the same work."""
+
+    def __init__(self, group: RayActorGroup, micro_batch_size: int, timeout: float):
+        self.group, self.timeout = group, timeout
+        self.actors = group._actor_handlers
+        super().__init__(len(self.actors) // group.duplicate_actors, micro_batch_size)
+
+    def call_ranks(self, method: str, arguments: Callable[[int], tuple]) -> list:
+        duplicates = self.group.duplicate_actors
+        refs = [actor.learn.remote(method, *arguments(i // duplicates)) for i, actor in enumerate(self.actors)]
+        return get_all(refs, self.timeout, f"the policy's {method}")[::duplicates]
+
+    def save_checkpoint(self, tag: str, trainer_state: dict, metric: tuple[str, float] | None = None) -> None:
+        key, value = metric or (None, None)
+        self.call_actors("save_checkpoint", tag, {"trainer": trainer_state}, value, key)
+
+    def trainer_state(self) -> dict:
+        states = self.call_actors("get_checkpoint_states")[0]
+        if states and "trainer" not in states:
+            raise RunError(
+                "the checkpoint in --ckpt.path is one of openrlhf.cli.train_ppo_ray, without this trainer's state: go "
+                "on with that command, or start anew from the model it saved"
+            )
+        return states["trainer"] if states else {}
+
+    def save_model(self) -> None:
+        self.call_actors("save_model")
+
+    def release_memory(self) -> None:
+        """Give cached GPU memory back to the driver, for the engine on the same GPU."""
+        self.call_actors("empty_cache")
+
+    def call_actors(self, method: str, *arguments) -> list:
+        """actor.method(*arguments) of every actor at once; one result per actor."""
+        refs = [getattr(actor, method).remote(*arguments) for actor in self.actors]
+        return get_all(refs, self.timeout, f"the policy's {method}")

@@ -1,0 +1,25 @@
+"""Every error that is meant for the user: one line that says what is wrong and what to do."""
+
+
+class OptionError(ValueError):
+    """A setting cannot be used. Exit code 2."""
+
+
+class DataError(ValueError):
+    """The data cannot be used. Exit code 2."""
+
+
+class LossError(ValueError):
+    """A loss cannot be loaded, or returned what cannot be trained on."""
+
+
+class GroupError(ValueError):
+    """A group that is partial or mixed: a group objective on it would be a different objective."""
+
+
+class RunError(RuntimeError):
+    """Something of the run failed for good. Exit code 1."""
+
+
+class RewardFailure(Exception):
+    """One sample could not be scored; the message says why."""

@@ -1,0 +1,222 @@
+"""From argv to settings: file, defaults of the loss and of the machine, OpenRLHF's checks, then ours."""
+
+import argparse
+import logging
+from types import SimpleNamespace
+
+import yaml
+
+from openrlhf_apo import cpu
+from openrlhf_apo.errors import LossError, OptionError
+from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF, load_losses
+from openrlhf_apo.options import flags, owners
+from openrlhf_apo.options.checks import check_early, check_model, check_settings, refuse_flags_without_effect
+from openrlhf_apo.options.owners import value_of
+from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
+
+logger = logging.getLogger(__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise OptionError(message)
+
+
+def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace:
+    """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file.
+
+    Raises OptionError for anything that cannot work or would have no effect. `check_model_folder=False` does not look
+    at the model, which may have yet to be made.
+    """
+    own = _own_losses(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    given = _given(parser, argv)
+    if args.config:
+        from_file = _read_config(parser, args.config)
+        given |= from_file.keys()
+        parser.set_defaults(**from_file)
+        args = parser.parse_args(argv)
+    cpu.decide(getattr(args, "apo.device"))
+    args.loss = _loss(args, own)
+    for flag, value in _defaults(args, given).items():
+        if flag not in given:
+            setattr(args, flag, value)
+    refuse_flags_without_effect(args, given)
+    check_early(args)
+    parsed = vars(args).copy()
+    try:
+        settings, said = upstream_checks(args)
+    except AssertionError as error:
+        raise OptionError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise OptionError(f"--use_ms needs the package {error.name}: pip install {error.name}") from None
+    _refuse_overrides(parsed, settings, given, said)
+    settings.given = sorted(given)
+    check_settings(settings)
+    if check_model_folder:
+        check_model(settings)
+    return settings
+
+
+def _refuse_overrides(parsed: dict, settings: SimpleNamespace, given: set[str], said: list[str]) -> None:
+    """OpenRLHF changes settings that do not go together, and only prints it. A given flag must keep its value; a
+    default that changes is said in the log."""
+    for flag, before in parsed.items():
+        after = value_of(settings, flag)
+        if (
+            before is None
+            or after == before
+            or (after is not None and _listed(after)[-len(_listed(before)) :] == _listed(before))
+        ):
+            continue  # the same, or the same as a list
+        if flag in given:
+            reason = next(
+                (line for line in said if flag.split(".")[-1] in line), "it does not go with the other flags"
+            )
+            raise OptionError(f"--{flag} {before} would become {after} ({reason}): drop it, or give what it needs")
+        logger.info("--%s is %s, not %s, with these flags", flag, after, before)
+
+
+def _listed(value) -> list:
+    return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """OpenRLHF's parser with our flags, those of the losses loaded so far included."""
+    parser = upstream_parser()
+    parser.__class__ = _Parser  # OpenRLHF built it; only how it reports an error differs
+    parser.prog = "python -m openrlhf_apo.cli.train_apo_ray"
+    parser.allow_abbrev = False  # --apo.alpha_m would silently be --apo.alpha_max
+    flags.add_flags(parser)
+    return parser
+
+
+def _own_losses(argv: list[str]) -> list[str]:
+    """The names of the losses of --loss_path, which are loaded before there can be a parser with their flags."""
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--loss_path")
+    first.add_argument("--config")
+    known, _ = first.parse_known_args(argv)
+    path = known.loss_path
+    if path is None and known.config:
+        path = flatten(_yaml(known.config)).get("loss_path")
+    try:
+        return load_losses(path) if path else []
+    except LossError as error:
+        raise OptionError(f"--loss_path {error}") from None
+
+
+def _given(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
+    """The dests that argv sets, whatever their value."""
+    blank = argparse.Namespace(**{action.dest: None for action in parser._actions})
+    untouched = object()
+    for action in parser._actions:
+        setattr(blank, action.dest, untouched)
+    parsed = parser.parse_args(argv, namespace=blank)
+    return {dest for dest, value in vars(parsed).items() if value is not untouched}
+
+
+def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
+    """{dest: value} of a YAML file: flag names without dashes, dotted (`apo.beta_r: 1`) or nested."""
+    content = _yaml(path)
+    by_name = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
+    words: list[str] = []
+    dests, nothing = [], {}
+    for name, value in flatten(content).items():
+        action = by_name.get(name)
+        if action is None or name == "config":
+            raise OptionError(f"--config {path}: unknown flag {name!r}")
+        if action.nargs == 0:
+            if not isinstance(value, bool):
+                raise OptionError(f"--config {path}: {name} is a switch: true or false")
+            words += [f"--{name}"] if value else []
+        elif value is None:
+            if action.default is not None:
+                raise OptionError(f"--config {path}: {name} needs a value; its default is {action.default}")
+            nothing[action.dest] = None
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        dests.append(action.dest)
+    try:
+        parsed = vars(parser.parse_args(words))
+    except OptionError as error:
+        raise OptionError(f"--config {path}: {error}") from None
+    return {dest: parsed[dest] for dest in dests} | nothing
+
+
+def _yaml(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise OptionError(f"--config {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise OptionError(f"--config {path}: expected `flag: value` lines")
+    return content
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _loss(args: argparse.Namespace, own: list[str]) -> str:
+    """The name of the objective. A file that holds one loss need not be named again."""
+    loss = args.loss or (own[0] if len(own) == 1 else None if own else "apo")
+    if loss is None:
+        raise OptionError(f"--loss_path {args.loss_path} holds several losses, {', '.join(own)}: choose one by --loss")
+    known = [*owners.losses(), OPENRLHF]
+    if loss not in known:
+        raise OptionError(f"--loss {loss}: no such loss; there are {', '.join(sorted(known))} (or --loss_path)")
+    if own and loss not in own:
+        raise OptionError(f"--loss_path has no effect with --loss {loss}: drop it, or choose {', '.join(own)}")
+    return loss
+
+
+def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
+    """Defaults that differ from OpenRLHF's: by loss, by reward, and without CUDA."""
+    openrlhf = args.loss == OPENRLHF
+    defaults: dict = {"vllm.num_engines": 0 if getattr(args, "apo.load_rollouts") else 1}
+    defaults["rollout.n_samples_per_prompt"] = 8
+    defaults["algo.advantage.estimator"] = "group_norm"  # what keeps OpenRLHF from asking for a critic
+    if not openrlhf:
+        defaults |= {"algo.kl.init_coef": 0.0, "algo.kl.use_loss": args.loss in GROUP_LOSSES}
+        defaults |= _of_the_loss(args.loss)
+        defaults |= owners.losses()[args.loss].presets(getattr(args, "rollout.max_new_tokens"))
+        if "actor.eps_clip" in given:
+            defaults.pop("actor.eps_clip_low_high", None)
+        if getattr(args, "adrpo.enable"):
+            defaults["algo.kl.init_coef"] = 0.0
+        use_loss = getattr(args, "algo.kl.use_loss") if "algo.kl.use_loss" in given else defaults["algo.kl.use_loss"]
+        if getattr(args, "adrpo.enable") or use_loss:
+            defaults["algo.kl.estimator"] = "k3"  # k1's gradient does not pull towards the reference
+    if getattr(args, "apo.load_rollouts"):
+        defaults["algo.dynamic_filtering_enable"] = False  # nothing can be sampled anew
+    verified = not getattr(args, "reward.remote_url")
+    defaults["data.label_key"] = "label"
+    server = not verified and not getattr(args, "reward.remote_url").endswith(".py")
+    defaults["reward.timeout"] = 10.0 if verified else 900.0 if server else 180.0
+    gpus = getattr(args, "actor.num_gpus_per_node")
+    if not cpu.has_cuda():
+        gpus = gpus if "actor.num_gpus_per_node" in given else 1
+        defaults |= {
+            "actor.num_gpus_per_node": gpus,
+            "ds.attn_implementation": "sdpa",
+            "ds.param_dtype": "fp32",
+            "vllm.enforce_eager": True,
+        }
+    return defaults | {"ref.num_nodes": getattr(args, "actor.num_nodes"), "ref.num_gpus_per_node": gpus}
+
+
+def _of_the_loss(loss: str) -> dict:
+    """{OpenRLHF's flag: default} of the settings by which a loss takes it over."""
+    defaults: dict = {}
+    for each in owners.losses()[loss].settings:
+        if each.flag is not None:
+            before = defaults.get(each.flag, ())
+            defaults[each.flag] = each.default if each.part is None else (*before, each.default)
+    return defaults

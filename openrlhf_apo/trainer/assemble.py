@@ -1,0 +1,128 @@
+"""From a plan and the handles of a started policy and engine to a trainer."""
+
+import logging
+import os
+
+from openrlhf_apo.errors import DataError
+from openrlhf_apo.trainer.checkpoints import Checkpoints
+from openrlhf_apo.trainer.evaluation import Evaluation
+from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
+from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
+from openrlhf_apo.trainer.loop import Trainer
+from openrlhf_apo.trainer.metrics import MetricsFile
+from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.rollouts import EngineRollouts, FileRollouts
+from openrlhf_apo.trainer.scoring import Scorer
+from openrlhf_apo.trainer.token_objective import TokenObjective
+from openrlhf_apo.trainer.update import Update
+
+logger = logging.getLogger(__name__)
+
+
+class Inputs:
+    """What a run reads, before anything is started: prompts or saved rollouts, held-out prompts, and the reward.
+
+    Raises DataError for data that does not make one rollout.
+    """
+
+    def __init__(self, plan: RunPlan, rows: list[PromptRow] | None, held_out: list[PromptRow] | None, scorer: Scorer):
+        schedule, self.held_out, self.scorer = plan.schedule, held_out, scorer
+        if plan.saved_rollouts:
+            self.prompts, self.saved = None, RolloutFiles(plan.saved_rollouts)
+            per_rollout = [schedule.prompts_per_rollout] * len(self.saved)
+        else:
+            self.prompts, self.saved = PromptStream(rows, schedule.seed, schedule.episodes), None
+            if len(self.prompts) < schedule.prompts_per_rollout:
+                raise DataError(
+                    f"{len(rows)} prompts x {schedule.episodes} episodes are fewer than one --rollout.batch_size "
+                    f"({schedule.prompts_per_rollout})"
+                )
+            full, rest = divmod(len(rows), schedule.prompts_per_rollout)
+            per_rollout = ([schedule.prompts_per_rollout] * full + [rest] * (rest > 0)) * schedule.episodes
+        self.optimizer_steps = schedule.optimizer_steps(per_rollout)
+
+
+def assemble(
+    plan: RunPlan,
+    inputs: Inputs,
+    policy: PolicyHandle,
+    engine: EngineHandle | None,
+    vocab_size: int,
+    *,
+    foreign_update=None,
+    trackers: list | None = None,
+) -> Trainer:
+    """A trainer that goes on from the policy's checkpoint, where one was loaded. foreign_update: what trains on a
+    rollout in place of an objective of ours (`--loss openrlhf`)."""
+    objective, update = None, foreign_update
+    if plan.objective is not None:
+        if isinstance(plan.objective, GroupPlan):
+            objective = GroupObjective(policy, plan.objective, vocab_size)
+        else:
+            objective = TokenObjective(policy, plan.objective)
+        update = Update(
+            policy,
+            objective,
+            groups_per_step=plan.schedule.groups_per_step,
+            epochs=plan.schedule.epochs,
+            regularizer=plan.regularizer,
+            length_penalty=plan.length_penalty,
+        ).run
+    if inputs.saved is not None:
+        rollouts = FileRollouts(inputs.saved)
+    else:
+        rollouts = EngineRollouts(
+            inputs.prompts,
+            plan.schedule.prompts_per_rollout,
+            plan.sampling,
+            engine,
+            inputs.scorer,
+            RolloutFiles(plan.save_rollouts) if plan.save_rollouts else None,
+            plan.group_filter,
+            plan.max_generations,
+            plan.guidance,
+        )
+    evaluation = None
+    if plan.evaluation is not None:
+        evaluation = Evaluation(inputs.held_out, plan.evaluation.sampling, plan.evaluation.every, plan.evaluation.ends)
+    checkpoints = Checkpoints(policy, plan.output.save_every, plan.output.best_key)
+    parts = {
+        "scorer": inputs.scorer,
+        "prompts": inputs.prompts,
+        "objective": objective,
+        "guidance": plan.guidance,
+    }
+    state = {name: part for name, part in parts.items() if part is not None}
+    done = _resume(plan, policy, state | {"checkpoints": checkpoints})
+    return Trainer(
+        policy=policy,
+        engine=engine,
+        rollouts=rollouts,
+        update=update,
+        group_size=plan.schedule.group_size,
+        scorer=inputs.scorer,
+        evaluation=evaluation,
+        checkpoints=checkpoints,
+        metrics=MetricsFile(os.path.join(plan.output.directory, "metrics.jsonl"), done or None),
+        trackers=trackers or [],
+        track_every=plan.output.track_every,
+        check_every_sync=plan.check_every_sync,
+        state=state,
+        done=done,
+    )
+
+
+def _resume(plan: RunPlan, policy: PolicyHandle, parts: dict) -> int:
+    """Load the parts' states from the policy's checkpoint; the number of rollouts that are already done."""
+    if not plan.output.resume:
+        return 0
+    loaded = policy.trainer_state()
+    if not loaded:
+        logger.warning("no checkpoint in %s to resume from: starting anew", plan.output.checkpoints)
+        return 0
+    for name, part in parts.items():
+        part.load_state_dict(loaded[name])
+    logger.info("resuming after rollout %d", loaded["step"])
+    return loaded["step"]

@@ -1,0 +1,25 @@
+"""How long the phases of a rollout take."""
+
+import time
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds by phase since the last `lap`."""
+
+    def __init__(self):
+        self.phases: dict[str, float] = {}
+        self.start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str):
+        start = time.perf_counter()
+        yield
+        self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """{"time/PHASE": seconds}, and the whole as "time/step"."""
+        now = time.perf_counter()
+        times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()} | {"time/step": now - self.start}
+        self.phases, self.start = {}, now
+        return times

@@ -1,0 +1,42 @@
+"""Held-out prompts: how the policy does on what it is not trained on."""
+
+import statistics
+
+from openrlhf_apo.trainer.handles import EngineHandle, SamplingSettings
+from openrlhf_apo.trainer.prompts import PromptRow
+from openrlhf_apo.trainer.samples import whole_groups
+from openrlhf_apo.trainer.scoring import Scorer
+
+
+class Evaluation:
+    """`eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k.
+
+    every: rollouts between evaluations, None for none; ends: also before the first and after the last rollout.
+    """
+
+    def __init__(self, rows: list[PromptRow], settings: SamplingSettings, every: int | None, ends: bool):
+        # Group ids of their own, below those of the training stream.
+        self.prompts = [row.prompt(-1 - i) for i, row in enumerate(rows)]
+        self.settings, self.every, self.ends = settings, every, ends
+
+    def is_due(self, rollout: int, last: bool) -> bool:
+        """After a rollout, or before the first one (0)."""
+        regular = rollout > 0 and self.every is not None and rollout % self.every == 0
+        return regular or (self.ends and (rollout == 0 or last))
+
+    def run(self, engine: EngineHandle, scorer: Scorer) -> dict[str, float]:
+        samples = scorer.score(engine.generate(self.prompts, self.settings))
+        groups = whole_groups(samples, self.settings.samples_per_prompt)
+        rewards = [[sample.reward for sample in group] for group in groups]
+        metrics = {"eval/pass1": statistics.fmean(statistics.fmean(group) for group in rewards)}
+        if self.settings.samples_per_prompt > 1:
+            metrics[f"eval/pass{self.settings.samples_per_prompt}"] = statistics.fmean(map(max, rewards))
+        sources = {group[0].datasource for group in groups}
+        if len(sources) > 1:
+            for source in sorted(sources):
+                metrics[f"eval/{source}/pass1"] = statistics.fmean(
+                    sample.reward for group in groups for sample in group if sample.datasource == source
+                )
+        metrics["eval/response_length"] = statistics.fmean(len(s.response_ids) for s in samples)
+        metrics["eval/truncated_fraction"] = statistics.fmean(s.truncated for s in samples)
+        return metrics

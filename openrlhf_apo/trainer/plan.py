@@ -1,0 +1,97 @@
+"""A run by value: everything that the command line decides, as built parts. options/plan.py makes it."""
+
+from dataclasses import dataclass
+
+from openrlhf_apo.objectives import Guidance
+from openrlhf_apo.trainer.group_objective import GroupPlan
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.length_penalty import LengthPenalty
+from openrlhf_apo.trainer.regularizer import Regularizer
+from openrlhf_apo.trainer.rollouts import GroupFilter
+from openrlhf_apo.trainer.token_objective import TokenPlan
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many of what. A rollout is `prompts_per_rollout` groups of `group_size` samples."""
+
+    prompts_per_rollout: int
+    group_size: int  # P
+    groups_per_step: int  # prompts of an optimizer step
+    epochs: int  # over a rollout's samples
+    episodes: int  # over the prompts
+    seed: int
+
+    def optimizer_steps(self, prompts_of_rollouts: list[int]) -> int:
+        """Of a run with rollouts of so many prompts."""
+        return self.epochs * sum(-(-prompts // self.groups_per_step) for prompts in prompts_of_rollouts)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    prompts: str | None  # comma-separated names; None with saved rollouts
+    probabilities: str | None
+    split: str
+    evaluation: str | None
+    evaluation_split: str
+    label_key: str | None
+    label_optional: bool  # a data set without that column has no labels
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call."""
+
+    urls: list[str] | None
+    timeout: float
+    max_failures: int
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    sampling: SamplingSettings
+    every: int | None  # rollouts; None: never
+    ends: bool  # also before the first and after the last rollout
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    directory: str  # metrics.jsonl and the trained model
+    checkpoints: str
+    save_every: int | None  # rollouts; None: never
+    best_key: str
+    track_every: int
+    resume: bool
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """objective: None for `--loss openrlhf`, whose step is OpenRLHF's own. saved_rollouts: read instead of sampled."""
+
+    loss: str
+    objective: GroupPlan | TokenPlan | None
+    regularizer: Regularizer
+    length_penalty: LengthPenalty
+    sampling: SamplingSettings
+    schedule: Schedule
+    data: DataPlan
+    reward: RewardPlan
+    evaluation: EvaluationPlan | None
+    output: OutputPlan
+    micro_batch_size: int
+    guidance: Guidance | None = None
+    group_filter: GroupFilter | None = None
+    max_generations: int = 1
+    save_rollouts: str | None = None
+    saved_rollouts: str | None = None
+    check_every_sync: bool = False
+    timeout: float = 3600.0  # seconds any one wait may take
+
+    @property
+    def anchor_weights(self) -> bool:
+        """Whether ranks keep the weights of an anchor beside the policy's."""
+        return isinstance(self.objective, GroupPlan) and self.objective.anchor.has_weights
+
+    @property
+    def reference_anchor(self) -> bool:
+        return self.anchor_weights and self.objective.anchor.mode == "reference"

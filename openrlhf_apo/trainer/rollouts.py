@@ -1,0 +1,141 @@
+"""Where the samples of a rollout come from: sampled from the engine and scored, or read from files."""
+
+import logging
+import statistics
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from openrlhf_apo.objectives import Guidance
+from openrlhf_apo.trainer.clock import Clock
+from openrlhf_apo.trainer.handles import EngineHandle, SamplingSettings
+from openrlhf_apo.trainer.prompts import PromptStream
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import Sample, whole_groups
+from openrlhf_apo.trainer.scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+class Rollouts(Protocol):
+    """A rollout is one turn of the trainer: samples, then optimizer steps on them. Rollouts are numbered from 1."""
+
+    metrics: dict[str, float]  # of the last rollout
+
+    def __len__(self) -> int:
+        """How many rollouts there are; dynamic filtering may use up the prompts before."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there is nothing left to sample from."""
+
+    def sample(self, rollout: int, clock: Clock) -> list[Sample]:
+        """Scored samples in whole groups."""
+
+
+@dataclass(frozen=True)
+class GroupFilter:
+    """Which groups a rollout keeps (DAPO's dynamic sampling): those with unequal rewards, whose mean score is inside
+    `mean_range` where one is given."""
+
+    mean_range: tuple[float, float] | None = None
+
+    def __call__(self, group: list[Sample]) -> bool:
+        rewards = [sample.reward for sample in group]
+        if min(rewards) == max(rewards):
+            return False
+        scores = [sample.reward if sample.score is None else sample.score for sample in group]
+        return self.mean_range is None or self.mean_range[0] < statistics.fmean(scores) < self.mean_range[1]
+
+
+class EngineRollouts:
+    """Rollouts sampled from the engine and scored; kept on disk when `save_to` is given.
+
+    A rollout stays inside an episode, so that the last one of an episode may be short, as in OpenRLHF. With a `keep`
+    filter, groups that fail it are replaced by those of further prompts of the episode, sampled in up to
+    `max_generations` batches; a rollout may stay short of groups then. With `guidance`, a share of each group starts
+    from the beginning of the reference solution.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptStream,
+        batch_size: int,
+        settings: SamplingSettings,
+        engine: EngineHandle,
+        scorer: Scorer,
+        save_to: RolloutFiles | None = None,
+        keep: GroupFilter | None = None,
+        max_generations: int = 1,
+        guidance: Guidance | None = None,
+    ):
+        self.prompts, self.batch_size, self.settings, self.engine = prompts, batch_size, settings, engine
+        self.scorer, self.save_to, self.guidance = scorer, save_to, guidance
+        self.keep, self.max_generations = keep, max_generations if keep else 1
+        self.metrics: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts.rows) // self.batch_size) * self.prompts.episodes
+
+    @property
+    def exhausted(self) -> bool:
+        return self.prompts.exhausted
+
+    def sample(self, rollout: int, clock: Clock) -> list[Sample]:
+        wanted = min(self.batch_size, self.prompts.left_in_episode())
+        kept: list[list[Sample]] = []
+        generations = sampled = 0
+        while len(kept) < wanted and generations < self.max_generations:
+            if generations and self.prompts.left_in_episode() in (0, len(self.prompts.rows)):
+                break  # the episode has no further prompts to replace groups with
+            with clock("generate"):
+                samples = self._generate(self.batch_size)
+            with clock("reward"):
+                groups = whole_groups(self.scorer.score(samples), self.settings.samples_per_prompt)
+            generations += 1
+            sampled += len(groups)
+            kept += [group for group in groups if self.keep is None or self.keep(group)]
+        self.metrics = {}
+        if self.keep is not None:
+            self.metrics = {"generations": generations, "filtered_groups": sampled - len(kept)}
+            if len(kept) < wanted:
+                logger.warning(
+                    "rollout %d: %d of %d groups are left after %d batches; the others have equal rewards (or a mean "
+                    "outside --algo.dynamic_filtering_range)",
+                    *(rollout, len(kept), wanted, generations),
+                )
+        result = [sample for group in kept[:wanted] for sample in group]
+        if self.guidance is not None and result:
+            self.metrics["guidance_tokens"] = self.guidance.tokens
+            self.guidance.step(statistics.fmean(sample.reward for sample in result))
+        if self.save_to is not None:
+            self.save_to.write(rollout, result)
+        return result
+
+    def _generate(self, count: int) -> list[Sample]:
+        prompts = self.prompts.draw(count)
+        if self.guidance is None:
+            return self.engine.generate(prompts, self.settings)
+        guided = self.guidance.guided(self.settings.samples_per_prompt)
+        free = replace(self.settings, samples_per_prompt=self.settings.samples_per_prompt - guided)
+        samples = self.engine.generate(prompts, free)
+        samples += self.engine.generate(
+            prompts, replace(self.settings, samples_per_prompt=guided), self.guidance.prefix
+        )
+        return sorted(samples, key=lambda sample: sample.group_id)
+
+
+class FileRollouts:
+    """Rollouts that were saved by an earlier run; no engine, no reward."""
+
+    exhausted = False
+    metrics: dict[str, float] = {}
+
+    def __init__(self, files: RolloutFiles):
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sample(self, rollout: int, clock: Clock) -> list[Sample]:
+        with clock("generate"):
+            return self.files.read(rollout)
