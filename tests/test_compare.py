@@ -18,10 +18,8 @@ import yaml
 from test_end_to_end import DIGITS_REWARD
 from test_report import synthetic_run
 
-from openrlhf_apo.cli import compare as compare_module
-from openrlhf_apo.cli.compare import check_arms, load_comparison, main
-from openrlhf_apo.cli.compare_figure import build_figures
-from openrlhf_apo.cli.compare_results import (
+from openrlhf_apo.analysis.compare_figure import build_figures
+from openrlhf_apo.analysis.compare_results import (
     has_collapsed,
     markdown_table,
     mean_and_half_width,
@@ -30,7 +28,9 @@ from openrlhf_apo.cli.compare_results import (
     t_975,
     write_results,
 )
-from openrlhf_apo.cli.compare_runs import Run, run_all
+from openrlhf_apo.analysis.compare_runs import Run, run_all
+from openrlhf_apo.cli import compare as compare_module
+from openrlhf_apo.cli.compare import check_arms, load_comparison, main
 from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def trainer(tmp_path, monkeypatch) -> list[str]:
     path.write_text(TRAINER)
     command = [sys.executable, str(path)]
     monkeypatch.setattr(compare_module, "run_all", partial(run_all, trainer=command))
-    monkeypatch.setattr("openrlhf_apo.cli.compare_runs.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("openrlhf_apo.analysis.compare_runs.POLL_SECONDS", 0.02)
     return command
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openrlhf_apo.analysis.report_figure import build_figure
 from openrlhf_apo.cli.report import summary
-from openrlhf_apo.cli.report_figure import build_figure
 from openrlhf_apo.trainer.metrics import MetricsFile
 
 REPOSITORY = Path(__file__).parents[1]

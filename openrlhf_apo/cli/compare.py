@@ -27,8 +27,8 @@ from pathlib import Path
 
 import yaml
 
-from openrlhf_apo.cli.compare_results import write_results
-from openrlhf_apo.cli.compare_runs import Run, run_all
+from openrlhf_apo.analysis.compare_results import write_results
+from openrlhf_apo.analysis.compare_runs import Run, run_all
 from openrlhf_apo.cpu import has_cuda
 from openrlhf_apo.options.settings import OptionError, flatten, resolve, start_up_warnings
 

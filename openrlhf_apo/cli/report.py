@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from openrlhf_apo.cli.report_figure import build_figure
+from openrlhf_apo.analysis.report_figure import build_figure
 from openrlhf_apo.trainer.metrics import read_metrics
 
 
@@ -121,7 +121,7 @@ def _report(args) -> None:
 
 
 def _diagnose(args) -> None:
-    from openrlhf_apo.cli.diag_report import save_diagnosis  # loads torch
+    from openrlhf_apo.analysis.diagnosis_report import save_diagnosis  # loads torch
 
     out = args.out or Path(args.dirs[0]) / "diagnostics.png"
     beta_r = 1.0 if args.beta_r is None else args.beta_r

@@ -1,14 +1,14 @@
 """The picture of `report --diag`: four panels on what α does to the gradient. Matplotlib is imported only to draw."""
 
-from openrlhf_apo.cli.diag_maths import ALPHAS, SPREAD, Diagnosis
-from openrlhf_apo.cli.report_figure import COLORS, LINE_STYLES, MUTED, STYLE
+from openrlhf_apo.analysis.diagnosis import ALPHAS, SPREAD, Diagnosis
+from openrlhf_apo.analysis.report_figure import COLORS, LINE_STYLES, MUTED, STYLE
 
 ESTIMATORS = (("", r"Eq. 11: $r^\alpha$"), ("centred_", r"centred: $r^\alpha-E_p[r^\alpha]$"))
 ANCHOR, SYNTHETIC = LINE_STYLES[:2]
 HEIGHT, HEADER = 8.4, 1.75  # inches
 
 
-def build_diag_figure(diagnosis: Diagnosis, name: str):
+def build_diagnosis_figure(diagnosis: Diagnosis, name: str):
     """Draw a diagnosis of the rollouts called `name`; returns the matplotlib Figure."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -11,9 +11,9 @@ from itertools import cycle
 
 import numpy as np
 
-from openrlhf_apo.cli.compare_results import mean_and_half_width
-from openrlhf_apo.cli.compare_runs import Run
-from openrlhf_apo.cli.report_figure import COLORS, LEFT, LINE_STYLES, MUTED, RIGHT, STYLE, smoothed
+from openrlhf_apo.analysis.compare_results import mean_and_half_width
+from openrlhf_apo.analysis.compare_runs import Run
+from openrlhf_apo.analysis.report_figure import COLORS, LEFT, LINE_STYLES, MUTED, RIGHT, STYLE, smoothed
 
 LEGEND_COLUMNS = 6
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from openrlhf_apo.cli.compare_runs import Run
+from openrlhf_apo.analysis.compare_runs import Run
 
 COLUMNS = (
     *("arm", "seed", "status", "error", "steps", "first_reward", "final_reward", "auc", "pass1", "passk", "k"),
@@ -94,7 +94,7 @@ def measure(rows: list[dict], threshold: float | None) -> dict:
 
 def write_results(runs: list[Run], threshold: float | None, output_dir: Path) -> str:
     """Write results.csv, results.md and the figures into `output_dir`; returns the table of results.md."""
-    from openrlhf_apo.cli.compare_figure import build_figures
+    from openrlhf_apo.analysis.compare_figure import build_figures
 
     rows_by_run = {run: run.rows() for run in runs}
     results = []

@@ -1,0 +1,1 @@
+"""What runs are looked at with: the report, the comparison of objectives, the diagnosis of saved rollouts."""
