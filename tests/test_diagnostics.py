@@ -280,12 +280,9 @@ def incomplete(directory):
         (lambda d: write_rollouts(d, [[[0.0, 1.0]]]), ["--beta_r", "1"], "have no effect without --diag: drop them"),
     ],
 )
-def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, prepare, flags, complaint):
+def test_user_errors_are_one_line(tmp_path, capsys, prepare, flags, complaint):
     prepare(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), *flags])
-    with pytest.raises(SystemExit) as stopped:
-        main()
+    assert main([str(tmp_path), *flags]) == 2
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2
     assert len(err.splitlines()) == 1 and complaint in err
     assert out == "" and not list(tmp_path.glob("*.png"))
