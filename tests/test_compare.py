@@ -18,19 +18,19 @@ import yaml
 from test_end_to_end import DIGITS_REWARD
 from test_report import synthetic_run
 
+from openrlhf_apo.analysis import compare as compare_module
 from openrlhf_apo.analysis.compare_figure import build_figures
-from openrlhf_apo.analysis.compare_results import (
+from openrlhf_apo.analysis.compare_file import check_arms, load_comparison
+from openrlhf_apo.analysis.compare_results import markdown_table, write_results
+from openrlhf_apo.analysis.compare_runs import Run, run_all
+from openrlhf_apo.analysis.compare_statistics import (
     has_collapsed,
-    markdown_table,
     mean_and_half_width,
     measure,
     steps_to_threshold,
     t_975,
-    write_results,
 )
-from openrlhf_apo.analysis.compare_runs import Run, run_all
-from openrlhf_apo.cli import compare as compare_module
-from openrlhf_apo.cli.compare import check_arms, load_comparison, main
+from openrlhf_apo.cli.compare import main
 from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -370,9 +370,10 @@ def test_killed_and_run_again_it_continues(spec, trainer, signum, tmp_path):
     code = f"""
 import sys
 from functools import partial
-from openrlhf_apo.cli import compare
+from openrlhf_apo.analysis import compare
+from openrlhf_apo.cli.compare import main
 compare.run_all = partial(compare.run_all, trainer={trainer})
-sys.exit(compare.main([{path!r}]))
+sys.exit(main([{path!r}]))
 """
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, env=os.environ | {"PAUSE": "4"}, stderr=subprocess.PIPE, text=True)

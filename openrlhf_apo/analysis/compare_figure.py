@@ -12,8 +12,8 @@ from math import ceil
 
 import numpy as np
 
-from openrlhf_apo.analysis.compare_results import mean_and_half_width
 from openrlhf_apo.analysis.compare_runs import Run
+from openrlhf_apo.analysis.compare_statistics import mean_and_half_width
 from openrlhf_apo.analysis.figures import (
     COLORS,
     LEFT,
