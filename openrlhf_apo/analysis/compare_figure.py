@@ -31,7 +31,7 @@ LEGEND_COLUMNS = 6
 
 @dataclass(frozen=True)
 class Arm:
-    """Its runs' lines of metrics.jsonl, those that finished and those that crashed."""
+    """One arm on the page: the lines of each run's metrics.jsonl, for runs that finished and runs that crashed."""
 
     name: str
     pen: dict  # colour and line style: of arms that do the same, both still show
@@ -59,7 +59,7 @@ class Panel:
 
 
 def build_figures(rows_by_run: dict[Run, list[dict]]) -> dict:
-    """The matplotlib Figure of each topic that the runs have measured, by name."""
+    """{topic: matplotlib Figure} of runs, given as {run: the lines of its metrics.jsonl}."""
     from matplotlib import rc_context
 
     arms = []
@@ -79,7 +79,7 @@ def build_figures(rows_by_run: dict[Run, list[dict]]) -> dict:
 
 
 def _with_derived(row: dict) -> dict:
-    """The row with `clamped`, the share of its α that was at a bound, and `eval/passk` for whatever k."""
+    """The row, and in it `clamped`, the share of its α that was at a bound, and pass@k as `eval/passk`, whatever k."""
     derived = {}
     for key in row.keys() - {"eval/pass1"}:
         if re.fullmatch(r"eval/pass\d+", key):

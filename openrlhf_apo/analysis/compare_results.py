@@ -44,7 +44,7 @@ def write_results(runs: list[Run], threshold: float | None, output_dir: Path) ->
 
 
 def markdown_table(results: list[dict], threshold: float | None) -> str:
-    """A line per arm, over its finished runs; below it the crashed runs by name, and what the columns mean.
+    """A line per arm, over its finished runs. Below the table: each crashed run with its error; what the columns mean.
 
     `results` are rows of results.csv, all rows of an arm together.
     """

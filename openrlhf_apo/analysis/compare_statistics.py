@@ -57,7 +57,10 @@ def _window(rewards: list[float]) -> int:
 
 
 def measure(rows: list[dict], threshold: float | None) -> dict:
-    """The columns that a finished run's rows of metrics.jsonl give; what was not measured is absent."""
+    """The columns of results.csv for a finished run, from the lines of its metrics.jsonl.
+
+    What the run did not measure is absent, as is the step of a threshold that it never reached.
+    """
     trained = [row for row in rows if "reward_mean" in row]
     rewards = [row["reward_mean"] for row in trained]
     window = _window(rewards)
