@@ -9,6 +9,10 @@ class DataError(ValueError):
     """The data cannot be used. Exit code 2."""
 
 
+class CompareError(ValueError):
+    """A comparison cannot be made. Exit code 2."""
+
+
 class LossError(ValueError):
     """A loss cannot be loaded, or returned what cannot be trained on."""
 

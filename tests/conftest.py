@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from real_runs import DIGITS_REWARD
 
+from openrlhf_apo import cpu
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
@@ -13,6 +15,13 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}: set APO_DATA_DIR")
     return path
+
+
+@pytest.fixture(autouse=True)
+def undecided_device(monkeypatch):
+    """A device decided in a test, as a run's driver does, is its own."""
+    monkeypatch.setenv(cpu.DEVICE, "")  # so that what the test sets is undone
+    monkeypatch.delenv(cpu.DEVICE)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import yaml
 from openrlhf_apo.cli.train_apo_ray import main
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
-from openrlhf_apo.options import resolve, start_up_warnings
+from openrlhf_apo.options import resolve, run_plan, start_up_warnings
 from openrlhf_apo.options.upstream import upstream_parser
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ def base(tmp_path_factory) -> list[str]:
 
 def refused(argv: list[str]) -> str:
     with pytest.raises(OptionError) as error:
-        resolve(argv)
+        run_plan(resolve(argv))
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -219,22 +219,26 @@ def test_config_file_and_command_line(base, tmp_path):
 
 
 def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
-    for module in ("settings", "checks"):
-        monkeypatch.setattr(f"openrlhf_apo.options.{module}.has_cuda", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     recipe = str(ROOT / "configs" / "qwen3_math3.yaml")
     gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4"]
     args = resolve([*base[:4], "--config", recipe, *gpus, "--eval.dataset", base[3]])
     assert args.ds.packing_samples and args.vllm.enable_sleep and args.train.colocate_all
     assert (args.ds.param_dtype, args.ds.attn_implementation) == ("bf16", "flash_attention_2")
     assert args.rollout.batch_size * args.rollout.n_samples_per_prompt // args.train.batch_size == 4
-    assert start_up_warnings(args) == []
+    assert start_up_warnings(args, run_plan(args)) == []
+
+
+def warnings(argv: list[str]) -> list[str]:
+    args = resolve(argv)
+    return start_up_warnings(args, run_plan(args))
 
 
 def test_warns_when_the_guard_cannot_move(base):
     dead = [*base, "--train.batch_size", "128"]
-    assert "c_t is 0" in start_up_warnings(resolve(dead))[0]
-    assert start_up_warnings(resolve(base)) == []
+    assert "c_t is 0" in warnings(dead)[0]
+    assert warnings(base) == []
     for alive in (["--apo.anchor", "lagged"], ["--train.max_epochs", "2"], ["--apo.confidence", "token"]):
-        assert start_up_warnings(resolve([*dead, *alive])) == []
-    assert start_up_warnings(resolve([*dead, "--alpha_mode", "fixed"])) == []
-    assert start_up_warnings(resolve([*dead, "--apo.anchor", "lagged", "--apo.anchor_interval", "1"])) != []
+        assert warnings([*dead, *alive]) == []
+    assert warnings([*dead, "--alpha_mode", "fixed"]) == []
+    assert warnings([*dead, "--apo.anchor", "lagged", "--apo.anchor_interval", "1"]) != []

@@ -1,4 +1,4 @@
-"""The comparison: what is refused before it starts, what a kill leaves, who crashed, and the numbers in the table."""
+"""`compare` from its file to its results: what is refused before it starts, what a kill leaves, who crashed."""
 
 import csv
 import json
@@ -11,27 +11,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import yaml
-from test_end_to_end import DIGITS_REWARD
-from test_report import synthetic_run
+from real_runs import DIGITS_REWARD
 
-from openrlhf_apo.cli import compare as compare_module
-from openrlhf_apo.cli.compare import check_arms, load_comparison, main
-from openrlhf_apo.cli.compare_figure import build_figures
-from openrlhf_apo.cli.compare_results import (
-    has_collapsed,
-    markdown_table,
-    mean_and_half_width,
-    measure,
-    steps_to_threshold,
-    t_975,
-    write_results,
-)
-from openrlhf_apo.cli.compare_runs import Run, run_all
-from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
+from openrlhf_apo.analysis import compare as compare_module
+from openrlhf_apo.analysis.compare_file import check_arms, load_comparison
+from openrlhf_apo.analysis.compare_runs import Run, run_all
+from openrlhf_apo.cli.compare import main
+from openrlhf_apo.trainer.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -100,7 +89,7 @@ def trainer(tmp_path, monkeypatch) -> list[str]:
     path.write_text(TRAINER)
     command = [sys.executable, str(path)]
     monkeypatch.setattr(compare_module, "run_all", partial(run_all, trainer=command))
-    monkeypatch.setattr("openrlhf_apo.cli.compare_runs.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("openrlhf_apo.analysis.compare_runs.POLL_SECONDS", 0.02)
     return command
 
 
@@ -124,83 +113,6 @@ def calls(tmp_path) -> list[str]:
 def csv_rows(out) -> list[dict]:
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def rewards_as_rows(rewards) -> list[dict]:
-    return [{"step": step, "reward_mean": float(reward)} for step, reward in enumerate(rewards, start=1)]
-
-
-# --- the numbers
-
-
-def test_interval_of_three_seeds_by_hand():
-    mean, half = mean_and_half_width([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert half == pytest.approx(4.3027 / 3**0.5, abs=1e-4)  # s = 1, two degrees of freedom
-    assert mean_and_half_width([5.0]) == (5.0, None)
-
-
-def test_student_quantiles_are_those_of_the_tables():
-    for degrees, quantile in {1: 12.706, 2: 4.303, 9: 2.262, 30: 2.042, 31: 2.0395, 60: 2.0003, 120: 1.9799}.items():
-        assert t_975(degrees) == pytest.approx(quantile, abs=5e-4)
-
-
-def test_threshold_is_reached_by_a_mean_of_three_steps():
-    rewards = [0.1, 0.9, 0.1, 0.4, 0.5, 0.6, 0.7]
-    assert steps_to_threshold(rewards_as_rows(rewards), 0.5) == 6
-    assert steps_to_threshold(rewards_as_rows(rewards), 0.65) is None
-    assert steps_to_threshold(rewards_as_rows([0.9, 0.9]), 0.5) is None
-    assert steps_to_threshold([{"step": 0, "eval/pass1": 1.0}, *rewards_as_rows([0.5] * 3)], 0.5) == 3
-
-
-def test_collapse_is_losing_more_than_half_of_the_gain():
-    up = np.linspace(0.4, 0.8, 20)
-    assert not has_collapsed(list(up))
-    assert has_collapsed([*up, *np.linspace(0.8, 0.3, 10)])
-    assert not has_collapsed([*up, *[0.7] * 10])
-    assert not has_collapsed([0.5])
-    assert not has_collapsed([0.5, 0.4])
-
-
-@pytest.mark.parametrize("n_steps", [13, 45, 234])
-def test_noise_alone_is_not_a_collapse(n_steps):
-    rng = np.random.default_rng(0)
-    flat = [has_collapsed(list(0.5 + 0.03 * rng.normal(size=n_steps))) for _ in range(300)]
-    assert np.mean(flat) < 0.02
-
-
-def test_measures_of_a_run_by_hand():
-    rows = [{"step": 0, "eval/pass1": 0.1, "eval/pass4": 0.3, "time/step": 9.0}]
-    rows += [row | {"time/step": 2.0} for row in rewards_as_rows(np.arange(1, 21) / 20)]
-    rows[-1] |= {"eval/pass1": 0.5, "eval/pass4": 0.75, "eval/response_length": 7.0}
-    assert measure(rows, 0.79) == {
-        "steps": 20,
-        "first_reward": pytest.approx(0.125),
-        "final_reward": pytest.approx(0.925),
-        "auc": pytest.approx(0.525),
-        "collapsed": 0,
-        "seconds": 49.0,
-        "seconds_per_step": 2.0,
-        "pass1": 0.5,
-        "passk": 0.75,
-        "k": 4,
-        "steps_to_threshold": 17,
-    }
-    assert "steps_to_threshold" not in measure(rows, None)
-
-
-def test_table_counts_who_reached_and_who_collapsed():
-    row = {"arm": "a", "status": "finished", "final_reward": 0.5, "auc": 0.4, "collapsed": 0}
-    results = [
-        row | {"seed": 1, "steps_to_threshold": 4, "final_reward": 0.4},
-        row | {"seed": 2, "steps_to_threshold": 7, "final_reward": 0.6},
-        row | {"seed": 3, "collapsed": 1},
-        row | {"arm": "b", "seed": 1},
-    ]
-    table = markdown_table(results, 0.65).splitlines()
-    assert table[0] == "| arm | runs | final reward | area under the curve | steps to 0.65 | collapsed | s / step |"
-    assert table[2] == "| a | 3 | 0.500 ± 0.248 | 0.400 ± 0.000 | 5.5, by 2 of 3 | 1 of 3 |  |"
-    assert table[3] == "| b | 1 | 0.500 | 0.400 | never, 0 of 1 | 0 of 1 |  |"
 
 
 # --- what is refused, before anything starts
@@ -289,8 +201,7 @@ def test_a_model_that_preparation_did_not_make_is_refused(spec, trainer, tmp_pat
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_comparisons_of_this_repository_pass_every_check(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for module in ("settings", "checks"):
-        monkeypatch.setattr(f"openrlhf_apo.options.{module}.has_cuda", lambda: "qwen3" in path.name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "qwen3" in path.name)
     comparison = load_comparison(path)
     assert list(comparison.arms) == ["apo_ess", "apo_fixed", "apo_guarded", "gspo", "adpo_softmax", "grpo"]
     assert check_arms(comparison, check_model=False) == []
@@ -370,9 +281,10 @@ def test_killed_and_run_again_it_continues(spec, trainer, signum, tmp_path):
     code = f"""
 import sys
 from functools import partial
-from openrlhf_apo.cli import compare
+from openrlhf_apo.analysis import compare
+from openrlhf_apo.cli.compare import main
 compare.run_all = partial(compare.run_all, trainer={trainer})
-sys.exit(compare.main([{path!r}]))
+sys.exit(main([{path!r}]))
 """
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, env=os.environ | {"PAUSE": "4"}, stderr=subprocess.PIPE, text=True)
@@ -393,90 +305,6 @@ sys.exit(compare.main([{path!r}]))
     assert main([path]) == 0
     assert calls(tmp_path) == ["apo_1", "apo_1 resumed", "grpo_1"]
     assert [row["step"] for row in read_metrics(metrics)] == list(range(1, STEPS + 1))
-
-
-# --- figures
-
-
-def fabricate(out, modes: dict[str, str], seeds=(1, 2, 3), crashed=()) -> list[Run]:
-    runs = []
-    for i, (arm, mode) in enumerate(modes.items()):
-        for seed in seeds:
-            run = Run(out, arm, seed, ["--loss", mode])
-            fails = (arm, seed) in crashed
-            run.write_record(exit_code=int(fails), error="out of luck" if fails else "")
-            file = MetricsFile(run.dir / "metrics.jsonl")
-            for row in synthetic_run(mode, 20, 10 * seed + i)[: 8 if fails else None]:
-                if "eval/pass1" in row:
-                    row["eval/pass8"] = row["eval/pass1"] + 0.1
-                file.write(row)
-            runs.append(run)
-    return runs
-
-
-ALL_MODES = {"apo_ess": "ess", "apo_fixed": "fixed", "apo_guarded": "guarded", "grpo": "grpo"}
-TITLES = {
-    "reward": ["Reward", "Held-out pass@1", "Held-out pass@k"],
-    "alpha": [
-        "Divergence order α",
-        "Confidence $c_t$",
-        "Improvement $p_t$",
-        "Effective sample size / P",
-        "Share of α at a bound",
-    ],
-    "entropy": ["Entropy of the policy p", "Entropy of the target q", "Spread of the log-ratios"],
-}
-
-
-def titles(figure) -> list[str]:
-    return [axes.get_title(loc="left") for axes in figure.axes]
-
-
-def test_figures_of_arms_of_every_kind(tmp_path):
-    runs = fabricate(tmp_path, ALL_MODES, crashed=[("grpo", 2)])
-    table = write_results(runs, 0.5, tmp_path)
-    assert "2 of 3, rest crashed" in table
-    figures = build_figures({run: run.rows() for run in runs})
-    assert {topic: titles(figure) for topic, figure in figures.items()} == TITLES
-    for topic in TITLES:
-        assert (tmp_path / f"figure_{topic}.png").stat().st_size > 10_000
-        assert f"](figure_{topic}.png)" in (tmp_path / "results.md").read_text()
-    labels = [text.get_text() for text in figures["reward"].legends[0].get_texts()]
-    assert labels == ["apo_ess", "apo_fixed", "apo_guarded", "grpo (1 crashed)"]
-    assert "grpo (1 crashed)" not in [text.get_text() for text in figures["alpha"].legends[0].get_texts()]
-
-
-def test_token_losses_alone_have_no_picture_of_alpha(tmp_path):
-    runs = fabricate(tmp_path, {"grpo": "grpo"}, seeds=[1])
-    write_results(runs, None, tmp_path)
-    assert [path.name for path in tmp_path.glob("*.png")] == ["figure_reward.png"]
-
-
-def test_curves_are_means_over_finished_seeds(tmp_path):
-    runs = [Run(tmp_path, "a", seed, []) for seed in (1, 2, 3)]
-    rows = {run: rewards_as_rows([0.1 * run.seed] * (3 if run.seed == 3 else 5)) for run in runs}
-    for run in runs:
-        run.write_record(exit_code=int(run.seed == 3), error="")
-    axes = build_figures(rows)["reward"].axes[0]
-    crash, mean, *edges = axes.lines
-    assert crash.get_ydata() == pytest.approx([0.3] * 3) and crash.get_marker() == "x"
-    assert mean.get_ydata() == pytest.approx([0.15] * 5)
-    band = axes.collections[0].get_paths()[0].vertices[:, 1]
-    half = 12.7062 * (0.1 / 2**0.5) / 2**0.5
-    assert (band.min(), band.max()) == pytest.approx((0.15 - half, 0.15 + half))
-
-
-def test_nothing_written_on_a_page_covers_something_else(tmp_path):
-    names = {f"{name}_with_a_long_name": mode for name, mode in ALL_MODES.items()} | ALL_MODES
-    for figure in build_figures({run: run.rows() for run in fabricate(tmp_path, names)}).values():
-        figure.canvas.draw()
-        texts = [text for axes in figure.axes for text in (axes._left_title, *axes.texts, *axes.get_yticklabels())]
-        texts = [text for text in texts if text.get_text()] + figure.texts + figure.legends
-        boxes = [(axes, axes.bbox) for axes in figure.axes] + [(text, text.get_window_extent()) for text in texts]
-        for i, (text, box) in enumerate(boxes):
-            assert box.x0 >= 0 and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1, text
-            for other, other_box in boxes[:i]:
-                assert not box.overlaps(other_box), (text, other)
 
 
 # --- the real trainer

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openrlhf_apo.cli.diag_figure import build_diag_figure
-from openrlhf_apo.cli.diag_maths import (
+from openrlhf_apo.analysis.diagnosis import (
     ALPHAS,
     PAPER_ALPHAS,
     SPREAD,
@@ -18,7 +17,8 @@ from openrlhf_apo.cli.diag_maths import (
     estimator_noise,
     relative_magnitude,
 )
-from openrlhf_apo.cli.diag_report import load_rewards, table
+from openrlhf_apo.analysis.diagnosis_figure import build_diagnosis_figure
+from openrlhf_apo.analysis.diagnosis_report import load_rewards, table
 from openrlhf_apo.cli.report import main
 from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder, alpha_divergence, anchored_log_policy
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
@@ -207,7 +207,7 @@ def test_table_shows_medians_at_the_papers_alphas():
 
 def test_figure_draws_both_states_and_covers_nothing():
     diagnosis = diagnose(BINARY, 1.0, TAU)
-    figure = build_diag_figure(diagnosis, "run/rollouts")
+    figure = build_diagnosis_figure(diagnosis, "run/rollouts")
     variance, _, curvature, magnitude = figure.axes
     assert [line.get_linestyle() for line in curvature.lines] == ["-", "--"]
     assert curvature.lines[1].get_ydata() == pytest.approx(diagnosis.curves["curvature", SPREAD][:, 1].numpy())
@@ -226,7 +226,7 @@ def test_figure_draws_both_states_and_covers_nothing():
 @pytest.mark.parametrize("beta_r", [0.01, 1.0])
 def test_any_group_can_be_drawn(rewards, beta_r, tmp_path):
     diagnosis = diagnose(torch.tensor(rewards), beta_r, TAU)
-    build_diag_figure(diagnosis, "one group").savefig(tmp_path / "one.png")
+    build_diagnosis_figure(diagnosis, "one group").savefig(tmp_path / "one.png")
     assert all(curve.isfinite().all() for curve in diagnosis.curves.values())
     assert "nan" not in table(diagnosis)
 
@@ -280,12 +280,9 @@ def incomplete(directory):
         (lambda d: write_rollouts(d, [[[0.0, 1.0]]]), ["--beta_r", "1"], "have no effect without --diag: drop them"),
     ],
 )
-def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, prepare, flags, complaint):
+def test_user_errors_are_one_line(tmp_path, capsys, prepare, flags, complaint):
     prepare(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), *flags])
-    with pytest.raises(SystemExit) as stopped:
-        main()
+    assert main([str(tmp_path), *flags]) == 2
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2
     assert len(err.splitlines()) == 1 and complaint in err
     assert out == "" and not list(tmp_path.glob("*.png"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_apo.cli.compare import load_comparison
+from openrlhf_apo.analysis.compare_file import load_comparison
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options.resolve import _read_config, make_parser
 

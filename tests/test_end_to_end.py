@@ -30,7 +30,7 @@ RESUMABLE = [
 ]
 
 
-EVALUATION = ["--eval.steps", "3", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
+EVALUATION = ["--eval.steps", "3", "--eval.ends", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_dapo_samples_groups_of_equal_rewards_anew(flags, tmp_path):
 
 
 def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
-    more = ["--loss", "g2rpo_a", "--g2rpo_a.length", "4", "--g2rpo_a.share", "0.25"]
+    more = ["--loss", "g2rpo_a", "--guidance.length", "4", "--guidance.share", "0.25"]
     rows = succeed(flags, tmp_path, *more, "--apo.save_rollouts", str(tmp_path / "rollouts"))
     assert rows[0]["guidance_tokens"] == 4 and all(1 <= row["guidance_tokens"] <= 4 for row in rows)
     for step, row in enumerate(rows, start=1):

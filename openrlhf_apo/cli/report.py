@@ -10,86 +10,11 @@ One run gives RUN_DIR/report.png; several are laid over each other, in overlay.p
 import argparse
 import sys
 from pathlib import Path
-from statistics import fmean
 
-from openrlhf_apo.cli.report_figure import build_figure
-from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.analysis.report import save_report, summary
 
 
-def load_run(run_dir) -> list[dict]:
-    """The rows of RUN_DIR/metrics.jsonl; ValueError when there are none."""
-    path = Path(run_dir) / "metrics.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: give the output directory of a run")
-    rows = read_metrics(path)
-    if not rows:
-        raise ValueError(f"{path} is empty: the run has not finished a step")
-    return rows
-
-
-def save_report(run_dirs: list, out) -> None:
-    """Draw the runs into the PNG file `out`, creating its directory."""
-    dirs = [Path(run_dir).resolve() for run_dir in run_dirs]
-    names = [path.name for path in dirs]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in dirs]
-    figure, _ = build_figure(dict(zip(names, map(load_run, dirs), strict=True)))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="png")
-
-
-def summary(run_dir) -> str:
-    """The closing table of a run: what it gained, how long it took, where its files are.
-
-    "First" and "last" of the sampled reward are means over the first and the last fifth of the steps; of pass@1, the
-    first and the last evaluation.
-    """
-    rows = load_run(run_dir)
-    trained = [row for row in rows if "reward_mean" in row]
-    rewards = [row["reward_mean"] for row in trained]
-    fifth = max(1, len(rewards) // 5)
-    evaluated = [row for row in rows if "eval/pass1" in row]
-    alphas = [row["alpha"] for row in rows if "alpha" in row]
-    seconds = [row["time/step"] for row in rows if "time/step" in row]
-    step_seconds = [row["time/step"] for row in trained if "time/step" in row]
-    speeds = [row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
-
-    lines = [f"{'':<16} {'first':>8} {'last':>8} {'change':>8}"]
-    if rewards:
-        note = f"mean over {fifth} of {len(rewards)} steps"
-        lines.append(_comparison("sampled reward", fmean(rewards[:fifth]), fmean(rewards[-fifth:]), note))
-    if evaluated:
-        first, last = evaluated[0], evaluated[-1]
-        steps = f"steps {first['step']} and {last['step']}" if len(evaluated) > 1 else f"step {first['step']} only"
-        lines.append(_comparison("held-out pass@1", first["eval/pass1"], last["eval/pass1"], f"after {steps}"))
-    if alphas:
-        lines.append(f"{'α':<16} {alphas[0]:>8.3f} {alphas[-1]:>8.3f} {alphas[-1] - alphas[0]:>+8.3f}")
-    lines.append("")
-    if seconds:
-        per_step = f", {fmean(step_seconds):.2f} s per step" if step_seconds else ""
-        lines.append(f"{'time':<16} {_duration(sum(seconds))}{per_step}")
-    if speeds:
-        lines.append(f"{'speed':<16} {fmean(speeds):,.0f} tokens/s")
-    run_dir = Path(run_dir)
-    if (run_dir / "config.json").exists():  # Hugging Face's; OpenRLHF saves it into the output directory itself
-        lines.append(f"{'checkpoint':<16} {run_dir}")
-    for label, path in (("metrics", run_dir / "metrics.jsonl"), ("picture", run_dir / "report.png")):
-        if path.exists():
-            lines.append(f"{label:<16} {path}")
-    return "\n".join(lines)
-
-
-def _comparison(label: str, first: float, last: float, note: str) -> str:
-    return f"{label:<16} {first:>8.3f} {last:>8.3f} {last - first:>+8.3f}   {note}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def main():
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m openrlhf_apo.cli.report",
         description="Draw runs from their metrics.jsonl, or diagnose what α does to the gradient of saved rollouts.",
@@ -101,12 +26,13 @@ def main():
     parser.add_argument("--diag", action="store_true", help="diagnose rollouts that --apo.save_rollouts wrote")
     parser.add_argument("--beta_r", type=float, help="with --diag: temperature of the target q (default 1.0)")
     parser.add_argument("--tau_anc", type=float, help="with --diag: temperature of the policy p (default 0.8)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         _diagnose(args) if args.diag else _report(args)
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 def _report(args) -> None:
@@ -121,7 +47,7 @@ def _report(args) -> None:
 
 
 def _diagnose(args) -> None:
-    from openrlhf_apo.cli.diag_report import save_diagnosis  # loads torch
+    from openrlhf_apo.analysis.diagnosis_report import save_diagnosis  # loads torch, which a report does not need
 
     out = args.out or Path(args.dirs[0]) / "diagnostics.png"
     beta_r = 1.0 if args.beta_r is None else args.beta_r
@@ -130,4 +56,4 @@ def _diagnose(args) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,19 +23,20 @@ CPU_ENVIRONMENT = {
 
 def has_cuda() -> bool:
     """Whether the run is one on GPUs: as its driver decided, else what this process sees."""
-    if DEVICE in os.environ:
-        return os.environ[DEVICE] == "cuda"
-    import torch
-
-    return torch.cuda.is_available()
+    return os.environ[DEVICE] == "cuda" if DEVICE in os.environ else _sees_cuda()
 
 
 def decide(device: Literal["auto", "cpu", "cuda"]) -> None:
-    """Decide for this process and those that inherit its environment."""
-    if device != "auto":
-        os.environ[DEVICE] = device
-    else:
-        os.environ[DEVICE] = "cuda" if has_cuda() else "cpu"
+    """Decide for this process and those that inherit its environment. auto: by what this process sees."""
+    if device == "auto":
+        device = "cuda" if _sees_cuda() else "cpu"
+    os.environ[DEVICE] = device
+
+
+def _sees_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def install() -> None:

@@ -1,63 +1,49 @@
-"""The picture of `report --diag`: four panels on what α does to the gradient. Matplotlib is imported only to draw."""
+"""The picture of `report --diag`: four panels that show what α does to the gradient."""
 
-from openrlhf_apo.cli.diag_maths import ALPHAS, SPREAD, Diagnosis
-from openrlhf_apo.cli.report_figure import COLORS, LINE_STYLES, MUTED, STYLE
+from openrlhf_apo.analysis.diagnosis import ALPHAS, SPREAD, Diagnosis
+from openrlhf_apo.analysis.figures import COLORS, LINE_STYLES, MUTED, STYLE, new_page, write_legend, write_title
 
 ESTIMATORS = (("", r"Eq. 11: $r^\alpha$"), ("centred_", r"centred: $r^\alpha-E_p[r^\alpha]$"))
 ANCHOR, SYNTHETIC = LINE_STYLES[:2]
-HEIGHT, HEADER = 8.4, 1.75  # inches
+WIDTH, HEIGHT, HEADER = 12, 8.4, 1.75  # inches
+LEFT = 0.055  # margin, as a share of the width
 
 
-def build_diag_figure(diagnosis: Diagnosis, name: str):
+def build_diagnosis_figure(diagnosis: Diagnosis, name: str):
     """Draw a diagnosis of the rollouts called `name`; returns the matplotlib Figure."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(12, HEIGHT), dpi=120)
+        figure, grid = new_page(HEIGHT, HEADER, 0.6, 2, 2, width=WIDTH, left=LEFT, hspace=0.42, wspace=0.13)
         _write_header(figure, diagnosis, name)
-        axes = figure.subplots(
-            2,
-            2,
-            gridspec_kw={
-                "left": 0.055,
-                "right": 0.985,
-                "bottom": 0.6 / HEIGHT,
-                "top": 1 - HEADER / HEIGHT,
-                "hspace": 0.42,
-                "wspace": 0.13,
-            },
-        ).flat
+        axes = grid.subplots().flat
         reading = r"Var[$g_\alpha$] of one answer drawn from p (Prop. 4.3); training sums the whole group"
-        _title(axes[0], "Variance of the gradient", reading)
-        _title(axes[1], "Noise to signal", r"Var[$g_\alpha$] / |E $g_\alpha$|²; centred, at the anchor: P − 2")
+        write_title(axes[0], "Variance of the gradient", reading)
+        write_title(axes[1], "Noise to signal", r"Var[$g_\alpha$] / |E $g_\alpha$|²; centred, at the anchor: P − 2")
         for panel, quantity in ((axes[0], "variance"), (axes[1], "noise_to_signal")):
             for (prefix, label), color in zip(ESTIMATORS, COLORS, strict=False):
                 _draw_curves(panel, diagnosis, prefix + quantity, color, label)
             panel.set_yscale("log", nonpositive="mask")
         reading = r"tr H / tr F in u (§4.4); 1: as at p = q; anchor: $1-\alpha(1-\alpha)D_\alpha$"
-        _title(axes[2], r"Effective curvature $C_\alpha$", reading)
+        write_title(axes[2], r"Effective curvature $C_\alpha$", reading)
         _draw_curves(axes[2], diagnosis, "curvature", COLORS[0], r"$C_\alpha$")
         axes[2].set_ylim(min(0, axes[2].get_ylim()[0]), 1.05)
-        _title(axes[3], "Coefficients by difficulty", r"$\Sigma_i|c_i|$ over z-score REINFORCE's, at the anchor")
+        write_title(axes[3], "Coefficients by difficulty", r"$\Sigma_i|c_i|$ over z-score REINFORCE's, at the anchor")
         _draw_magnitudes(axes[3], diagnosis)
         for panel in axes:
             panel.tick_params(length=0, which="both")
             panel.yaxis.set_major_formatter("{x:g}")
-            handles, _ = panel.get_legend_handles_labels()
-            if len(handles) > 1:
-                above = 1 + 15 / (72 * HEIGHT * panel.get_position().height)
-                panel.legend(loc="lower right", bbox_to_anchor=(1, above), ncols=len(handles))
+            write_legend(panel, panel.get_legend_handles_labels()[0])
         return figure
 
 
 def _write_header(figure, diagnosis: Diagnosis, name: str) -> None:
     from matplotlib.lines import Line2D
 
-    figure.text(0.055, 1 - 0.42 / HEIGHT, f"What α does to {name}", fontsize=15, fontweight="bold")
-    figure.text(0.055, 1 - 0.66 / HEIGHT, str(diagnosis), fontsize=9, color=MUTED)
+    figure.text(LEFT, 1 - 0.42 / HEIGHT, f"What α does to {name}", fontsize=15, fontweight="bold")
+    figure.text(LEFT, 1 - 0.66 / HEIGHT, str(diagnosis), fontsize=9, color=MUTED)
     band = "Line: median over groups. Band: quartiles. Each group's value is exact: a sum over its answers."
-    figure.text(0.055, 1 - 0.86 / HEIGHT, band, fontsize=9, color=MUTED)
+    figure.text(LEFT, 1 - 0.86 / HEIGHT, band, fontsize=9, color=MUTED)
     synthetic = f"synthetic: log-ratios drawn from N(0, {SPREAD:g}²) nats, independent of the rewards"
     figure.legend(
         handles=[
@@ -65,16 +51,11 @@ def _write_header(figure, diagnosis: Diagnosis, name: str) -> None:
             Line2D([], [], color=MUTED, lw=1.7, linestyle=SYNTHETIC, label=synthetic),
         ],
         loc="upper left",
-        bbox_to_anchor=(0.055, 1 - 1.0 / HEIGHT),
+        bbox_to_anchor=(LEFT, 1 - 1.0 / HEIGHT),
         borderpad=0,
         ncols=2,
         fontsize=9,
     )
-
-
-def _title(axes, title: str, reading: str) -> None:
-    axes.set_title(title, loc="left", pad=20, fontsize=10.5, fontweight="bold")
-    axes.annotate(reading, (0, 1), (0, 7), "axes fraction", textcoords="offset points", color=MUTED)
 
 
 def _draw_curves(axes, diagnosis: Diagnosis, quantity: str, color: str, label: str) -> None:

@@ -1,101 +1,23 @@
 """What a comparison found: results.csv, a row per run; results.md, a row per arm; figures."""
 
 import csv
-import math
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean
 
-from openrlhf_apo.cli.compare_runs import Run
+from openrlhf_apo.analysis.compare_figure import build_figures
+from openrlhf_apo.analysis.compare_runs import Run
+from openrlhf_apo.analysis.compare_statistics import mean_and_half_width, measure
 
 COLUMNS = (
     *("arm", "seed", "status", "error", "steps", "first_reward", "final_reward", "auc", "pass1", "passk", "k"),
     *("steps_to_threshold", "collapsed", "seconds", "seconds_per_step"),
 )
-THRESHOLD_WINDOW = 3  # steps
-# Student's t, 97.5 % quantile, for 1 to 30 degrees of freedom.
-T_975 = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
-
-
-def t_975(degrees: int) -> float:
-    """97.5 % quantile of Student's t; above 30 degrees of freedom by the Cornish-Fisher expansion, to 1e-4."""
-    if degrees <= len(T_975):
-        return T_975[degrees - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
-def mean_and_half_width(values: list[float]) -> tuple[float, float | None]:
-    """Mean of values[N] and half its 95 % confidence interval, by Student's t; None of one value."""
-    if len(values) < 2:
-        return values[0], None
-    return fmean(values), t_975(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-
-def steps_to_threshold(rows: list[dict], threshold: float) -> int | None:
-    """The first step at which the mean reward of the last three steps is at least `threshold`; None when never."""
-    trained = [row for row in rows if "reward_mean" in row]
-    for end in range(THRESHOLD_WINDOW, len(trained) + 1):
-        if fmean(row["reward_mean"] for row in trained[end - THRESHOLD_WINDOW : end]) >= threshold:
-            return trained[end - 1]["step"]
-    return None
-
-
-def has_collapsed(rewards: list[float]) -> bool:
-    """Whether a run lost more than half of what it had gained, and more than noise explains.
-
-    With m the moving average of rewards[N] over a fifth of the steps (at least 3), and noise the standard deviation
-    of a step's reward, taken from differences of consecutive steps: max m - last m must exceed half of
-    max m - first m, and three times the noise.
-    """
-    window = _window(rewards)
-    averages = [fmean(rewards[i : i + window]) for i in range(len(rewards) - window + 1)]
-    differences = [b - a for a, b in zip(rewards, rewards[1:], strict=False)]
-    noise = stdev(differences) / math.sqrt(2) if len(differences) > 1 else 0.0
-    loss = max(averages) - averages[-1]
-    return loss > 0.5 * (max(averages) - averages[0]) and loss > 3 * noise
-
-
-def _window(rewards: list[float]) -> int:
-    return min(len(rewards), max(3, len(rewards) // 5))
-
-
-def measure(rows: list[dict], threshold: float | None) -> dict:
-    """The columns that a finished run's rows of metrics.jsonl give; what was not measured is absent."""
-    trained = [row for row in rows if "reward_mean" in row]
-    rewards = [row["reward_mean"] for row in trained]
-    window = _window(rewards)
-    seconds = [row["time/step"] for row in rows if "time/step" in row]
-    found = {
-        "steps": len(rewards),
-        "first_reward": fmean(rewards[:window]),
-        "final_reward": fmean(rewards[-window:]),
-        "auc": fmean(rewards),
-        "collapsed": int(has_collapsed(rewards)),
-    }
-    if seconds:
-        found["seconds"] = sum(seconds)
-        found["seconds_per_step"] = median(row["time/step"] for row in trained)
-    if evaluated := [row for row in rows if "eval/pass1" in row]:
-        found["pass1"] = evaluated[-1]["eval/pass1"]
-        for key, value in evaluated[-1].items():
-            if (match := re.fullmatch(r"eval/pass(\d+)", key)) and key != "eval/pass1":
-                found |= {"passk": value, "k": int(match[1])}
-    if threshold is not None and (step := steps_to_threshold(rows, threshold)) is not None:
-        found["steps_to_threshold"] = step
-    return found
 
 
 def write_results(runs: list[Run], threshold: float | None, output_dir: Path) -> str:
     """Write results.csv, results.md and the figures into `output_dir`; returns the table of results.md."""
-    from openrlhf_apo.cli.compare_figure import build_figures
-
     rows_by_run = {run: run.rows() for run in runs}
     results = []
     for run, rows in rows_by_run.items():
@@ -122,7 +44,7 @@ def write_results(runs: list[Run], threshold: float | None, output_dir: Path) ->
 
 
 def markdown_table(results: list[dict], threshold: float | None) -> str:
-    """A line per arm, over its finished runs; below it the crashed runs by name, and what the columns mean.
+    """A line per arm, over its finished runs. Below the table: each crashed run with its error; what the columns mean.
 
     `results` are rows of results.csv, all rows of an arm together.
     """

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each a process of the trainer, in a directory that says how far it has come."""
+"""The runs of a comparison: each a process of the trainer, in a directory that says how far the run has come."""
 
 import ctypes
 import json
@@ -87,6 +87,7 @@ class Run:
 
 
 def _by_flag(argv: list[str]) -> dict[str, str]:
+    """{flag: its values as one string}; "set" for a switch."""
     by_flag: dict[str, list[str]] = {}
     for word in argv:
         if word.startswith("--"):
@@ -169,7 +170,7 @@ def _end(run: Run, code: int) -> str:
 
 
 def _last_error(log: Path) -> str:
-    """The last `error:` line of the log's last attempt, or its last line."""
+    """The last line of the log that starts with `error:`, or else its last line; of the last attempt in the log."""
     attempt = log.read_text(encoding="utf-8", errors="replace").rsplit("\n$ ", 1)[-1]
     lines = [line.strip() for line in re.split(r"[\r\n]+", attempt)[1:] if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

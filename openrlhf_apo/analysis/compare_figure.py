@@ -1,26 +1,37 @@
 """The pictures of a comparison: a curve per arm, the mean over its seeds, in its 95 % confidence band.
 
 One file per topic: reward, what moves alpha, entropies and log-ratios. A panel whose key no run has is left out, and
-a file without panels too. Matplotlib is imported only to draw.
+a file without panels too.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
+from math import ceil
 
 import numpy as np
 
-from openrlhf_apo.cli.compare_results import mean_and_half_width
-from openrlhf_apo.cli.compare_runs import Run
-from openrlhf_apo.cli.report_figure import COLORS, LEFT, LINE_STYLES, MUTED, RIGHT, STYLE, smoothed
+from openrlhf_apo.analysis.compare_runs import Run
+from openrlhf_apo.analysis.compare_statistics import mean_and_half_width
+from openrlhf_apo.analysis.figures import (
+    COLORS,
+    LEFT,
+    LINE_STYLES,
+    MUTED,
+    STYLE,
+    new_page,
+    series,
+    smoothed,
+    write_title,
+)
 
 LEGEND_COLUMNS = 6
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Its runs' lines of metrics.jsonl, those that finished and those that crashed."""
+    """One arm on the page: the lines of each run's metrics.jsonl, for runs that finished and runs that crashed."""
 
     name: str
     pen: dict  # colour and line style: of arms that do the same, both still show
@@ -48,7 +59,7 @@ class Panel:
 
 
 def build_figures(rows_by_run: dict[Run, list[dict]]) -> dict:
-    """The matplotlib Figure of each topic that the runs have measured, by name."""
+    """{topic: matplotlib Figure} of runs, given as {run: the lines of its metrics.jsonl}."""
     from matplotlib import rc_context
 
     arms = []
@@ -68,7 +79,7 @@ def build_figures(rows_by_run: dict[Run, list[dict]]) -> dict:
 
 
 def _with_derived(row: dict) -> dict:
-    """The row with `clamped`, the share of its α that was at a bound, and `eval/passk` for whatever k."""
+    """The row, and in it `clamped`, the share of its α that was at a bound, and pass@k as `eval/passk`, whatever k."""
     derived = {}
     for key in row.keys() - {"eval/pass1"}:
         if re.fullmatch(r"eval/pass\d+", key):
@@ -82,28 +93,17 @@ def _with_derived(row: dict) -> dict:
 
 def _page(panels: list[Panel], arms: list[Arm]):
     """A header with the arms' colours, then a grid of panels in reading order."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     arms = [arm for arm in arms if any(panel.key in row for panel in panels for row in arm.rows)]
     n_narrow = sum(not panel.wide for panel in panels)
     columns = max(1, 2 if n_narrow in (2, 4) else min(3, n_narrow))
     n_wide = len(panels) - n_narrow
-    n_rows, legend_rows = n_wide + -(-n_narrow // columns), -(-len(arms) // LEGEND_COLUMNS)
-    header = 0.95 + 0.25 * legend_rows  # inches, as `height`
+    n_rows = n_wide + ceil(n_narrow / columns)
+    header = 0.95 + 0.25 * ceil(len(arms) / LEGEND_COLUMNS)  # inches, as `height`
     height = header + 3.3 * n_rows + 1.2 * n_wide
-    figure = Figure(figsize=(13.5, height), dpi=120)
-    grid = figure.add_gridspec(
-        n_rows,
-        columns,
-        height_ratios=[1.5] * n_wide + [1] * (n_rows - n_wide),
-        left=LEFT,
-        right=RIGHT,
-        bottom=0.35 / height,
-        top=1 - header / height,
-        hspace=0.36,
-        wspace=0.17,
-    )
+    ratios = [1.5] * n_wide + [1] * (n_rows - n_wide)
+    figure, grid = new_page(height, header, 0.35, n_rows, columns, height_ratios=ratios, hspace=0.36, wspace=0.17)
     note = "Rollout steps along x. Bold: smoothed mean over seeds, in its 95 % confidence band."
     if any(arm.crashed for arm in arms):
         note += " Thin, ending in a cross: a run that crashed, which is not in the mean."
@@ -122,9 +122,7 @@ def _page(panels: list[Panel], arms: list[Arm]):
         row += 0 if panel.wide else n_wide
         whole = panel.wide or panel is panels[-1]
         axes = figure.add_subplot(grid[row, column:] if whole else grid[row, column])
-        axes.set_title(panel.title, loc="left", pad=20, fontsize=10.5, fontweight="bold")
-        axes.annotate(panel.reading, (0, 1), (0, 7), "axes fraction", textcoords="offset points", color=MUTED)
-        axes.tick_params(length=0)
+        write_title(axes, panel.title, panel.reading)
         panel.draw(axes, arms, panel.key)
     return figure
 
@@ -138,11 +136,11 @@ def _draw_curves(axes, arms: list[Arm], key: str) -> None:
     for arm in arms:
         by_step: dict[int, list[float]] = {}
         for rows in arm.finished:
-            steps, values = _series(rows, key)
+            steps, values = series(rows, key)
             for step, value in zip(steps, smoothed(values), strict=True):
                 by_step.setdefault(step, []).append(value)
         for rows in arm.crashed:
-            steps, values = _series(rows, key)
+            steps, values = series(rows, key)
             if len(steps):
                 axes.plot(steps, values, color=arm.pen["color"], lw=0.9, markevery=[-1], marker="x", ms=7, mew=2)
                 seen += [values.min(), values.max()]
@@ -157,12 +155,6 @@ def _draw_curves(axes, arms: list[Arm], key: str) -> None:
             seen += [value for values in by_step.values() for value in values]
     margin = 0.2 * (max(seen) - min(seen)) or 0.05
     axes.set_ylim(min(seen) - margin, max(seen) + margin)
-
-
-def _series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps[N] at which `key` was measured, and its values[N]."""
-    measured = [row for row in rows if key in row]
-    return np.array([row["step"] for row in measured], dtype=int), np.array([row[key] for row in measured])
 
 
 def _draw_last(axes, arms: list[Arm], key: str) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from openrlhf_apo.cli.diag_figure import build_diag_figure
-from openrlhf_apo.cli.diag_maths import ALPHAS, PAPER_ALPHAS, SPREAD, Diagnosis, diagnose
+from openrlhf_apo.analysis.diagnosis import ALPHAS, PAPER_ALPHAS, SPREAD, Diagnosis, diagnose
+from openrlhf_apo.analysis.diagnosis_figure import build_diagnosis_figure
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import GroupError, whole_groups
 
@@ -26,7 +26,7 @@ def save_diagnosis(directories: list, out, beta_r: float, tau_anc: float) -> str
         name = "/".join(Path(directories[0]).resolve().parts[-2:])
     else:
         name = f"rollouts of {len(directories)} directories"
-    figure = build_diag_figure(diagnosis, name)
+    figure = build_diagnosis_figure(diagnosis, name)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="png")
     return table(diagnosis)

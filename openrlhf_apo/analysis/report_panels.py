@@ -1,147 +1,40 @@
-"""The picture of a run: what its metrics.jsonl says, as small panels on one page.
+"""The panels of the report: which metrics each shows, how it is to be read, and how it is drawn.
 
-One run: a colour per curve. Several runs: a colour per run, a line style per curve. A panel whose keys no run has is
-left out, so a GRPO run gives fewer panels than an APO run. Matplotlib is imported only to draw.
+A new panel is a new entry of PANELS, at the end of this file.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
 
 import numpy as np
 
-COLORS = ("#2f6db3", "#e07b39", "#3a9a78", "#8a62b0", "#c9485b", "#8c6d4f", "#d58fb4", "#6b7c8c")
-LINE_STYLES = ("-", (0, (4, 1.6)), (0, (1, 1.3)))
+from openrlhf_apo.analysis.figures import COLORS, LINE_STYLES, MUTED, series, smoothed
+
 PHASES = ("generate", "reward", "log_probs", "update", "sync", "eval", "save", "other")
-INK, MUTED = "#22272e", "#6e7781"
-STYLE = {
-    "font.size": 8.5,
-    "text.color": INK,
-    "axes.edgecolor": "#b8bfc7",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#e6e9ed",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 1.6,
-    "legend.columnspacing": 1.2,
-    "legend.borderaxespad": 0,
-    "mathtext.default": "regular",
-}
-COLUMNS, LEGEND_COLUMNS = 3, 4
-LEFT, RIGHT = 0.04, 0.985  # page margins, as shares of the width
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run on the page. `pens[i]` is the colour and line style of a panel's i-th curve."""
+    """One run on the page: the `rows` of its metrics.jsonl. `pens[i]` draws the i-th curve of a panel."""
 
     name: str
     rows: list[dict]
-    pens: list[dict]
-
-    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps[N] at which `key` was measured, and its values[N]."""
-        rows = [row for row in self.rows if key in row]
-        return np.array([row["step"] for row in rows], dtype=int), np.array([row[key] for row in rows])
+    pens: list[dict]  # colour and line style
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes. `curves` maps metric keys to labels; `draw(axes, runs, curves)` returns legend handles."""
+    """One set of axes. `curves` maps metric keys to labels.
+
+    `draw(axes, runs, curves)` draws them and returns what the legend shows, matplotlib's handles. `limits` are those
+    of the y axis; None is as the data say.
+    """
 
     title: str
     reading: str
     curves: dict[str, str]
     draw: Callable
     limits: tuple = (None, None)
-
-
-def build_figure(rows_by_run: dict[str, list[dict]]):
-    """Draw runs, given as {run name: the rows of its metrics.jsonl}.
-
-    Returns the matplotlib Figure and the titles of its panels, in order. Raises ValueError when there is nothing to
-    draw.
-    """
-    from matplotlib import rc_context
-
-    keys = {key for rows in rows_by_run.values() for row in rows for key in row}
-    panels = [panel for panel in PANELS if keys & panel.curves.keys()]
-    if not panels:
-        raise ValueError("no metric to draw: metrics.jsonl holds none of the keys that the report shows")
-    if len(rows_by_run) == 1:
-        pens = [[{"color": color, "linestyle": "-"} for color in COLORS]]
-    else:
-        pens = ([{"color": color, "linestyle": style} for style in LINE_STYLES] for color in cycle(COLORS))
-    runs = [Run(name, rows, pen) for (name, rows), pen in zip(rows_by_run.items(), pens, strict=False)]
-    with rc_context(STYLE):
-        return _lay_out(panels, runs), [panel.title for panel in panels]
-
-
-def smoothed(values: np.ndarray, average=np.mean) -> np.ndarray:
-    """Centred moving average of values[N] over about a fifteenth of the run; cut at the ends, so that nothing lags."""
-    half = max(1, len(values) // 30)
-    return np.array([average(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
-
-
-def _lay_out(panels: list[Panel], runs: list[Run]):
-    """A header, then a grid with `COLUMNS` panels a row; the last panel takes what is left of its row."""
-    from matplotlib.figure import Figure
-
-    n_rows, legend_rows = -(-len(panels) // COLUMNS), len(runs) > 1 and -(-len(runs) // LEGEND_COLUMNS)
-    header = 1.4 + 0.25 * legend_rows  # inches, as `height`
-    height = header + 2.6 * n_rows
-    figure = Figure(figsize=(13.5, height), dpi=120)
-    grid = figure.add_gridspec(
-        n_rows,
-        COLUMNS,
-        left=LEFT,
-        right=RIGHT,
-        bottom=0.4 / height,
-        top=1 - header / height,
-        hspace=0.48,
-        wspace=0.19,
-    )
-    n_steps = max(1, *(run.rows[-1]["step"] for run in runs))
-    _write_header(figure, runs, n_steps)
-    for index, panel in enumerate(panels):
-        row, column = divmod(index, COLUMNS)
-        axes = figure.add_subplot(grid[row, column:] if panel is panels[-1] else grid[row, column])
-        axes.set_title(panel.title, loc="left", pad=20, fontsize=10.5, fontweight="bold")
-        axes.annotate(panel.reading, (0, 1), (0, 7), "axes fraction", textcoords="offset points", color=MUTED)
-        axes.tick_params(length=0)
-        axes.yaxis.set_major_formatter("{x:g}")  # without an exponent apart from the ticks, over the text
-        axes.set_xlim(-0.015 * n_steps, 1.015 * n_steps)
-        handles = panel.draw(axes, runs, panel.curves)
-        axes.set_ylim(*panel.limits)
-        if len(handles) > 1:
-            title_line = 1 + 15 / (72 * height * axes.get_position().height)
-            axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, title_line), ncols=len(handles))
-    return figure
-
-
-def _write_header(figure, runs: list[Run], n_steps: int):
-    from matplotlib.lines import Line2D
-
-    height = figure.get_figheight()
-    name = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    bold = "moving average (median of mismatch and gradient norm)"
-    note = f"{n_steps} rollout steps along x. Faint: each step. Bold: {bold}."
-    figure.text(LEFT, 1 - 0.42 / height, name, fontsize=15, fontweight="bold")
-    figure.text(LEFT, 1 - 0.66 / height, note, fontsize=9, color=MUTED)
-    if len(runs) > 1:
-        figure.legend(
-            handles=[Line2D([], [], color=run.pens[0]["color"], lw=2.8, label=run.name) for run in runs],
-            loc="upper left",
-            bbox_to_anchor=(LEFT, 1 - 0.78 / height),
-            borderpad=0,
-            ncols=LEGEND_COLUMNS,
-            fontsize=10,
-        )
 
 
 def _draw_curves(axes, runs: list[Run], curves: dict[str, str], average=np.mean) -> list:
@@ -151,7 +44,7 @@ def _draw_curves(axes, runs: list[Run], curves: dict[str, str], average=np.mean)
     drawn = {}
     for run in runs:
         for (key, label), pen in zip(curves.items(), run.pens, strict=False):
-            steps, values = run.series(key)
+            steps, values = series(run.rows, key)
             if len(steps):
                 axes.plot(steps, values, color=pen["color"], lw=0.9, alpha=0.28)
                 axes.plot(steps, smoothed(values, average), lw=1.7, **pen)
@@ -160,14 +53,14 @@ def _draw_curves(axes, runs: list[Run], curves: dict[str, str], average=np.mean)
 
 
 def _draw_reward(axes, runs: list[Run], curves: dict[str, str]) -> list:
+    """The sampled reward as a curve, the held-out one as a diamond per evaluation."""
     from matplotlib.lines import Line2D
 
     handles = _draw_curves(axes, runs, {"reward_mean": curves["reward_mean"]})
     markers = {"marker": "D", "ms": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.8}
     for run in runs:
-        steps, values = run.series("eval/pass1")
-        color = run.pens[len(runs) == 1]["color"]
-        axes.plot(steps, values, color=color, lw=1, linestyle=LINE_STYLES[2], zorder=3, **markers)
+        steps, values = series(run.rows, "eval/pass1")
+        axes.plot(steps, values, color=_mark_color(run, runs), lw=1, linestyle=LINE_STYLES[2], zorder=3, **markers)
     if any("eval/pass1" in row for run in runs for row in run.rows):
         color = COLORS[1] if len(runs) == 1 else MUTED
         handles.append(Line2D([], [], color=color, lw=0, label=curves["eval/pass1"], **markers))
@@ -175,7 +68,7 @@ def _draw_reward(axes, runs: list[Run], curves: dict[str, str]) -> list:
 
 
 def _draw_inner(axes, runs: list[Run], curves: dict[str, str]) -> list:
-    """The curves; a single run's also as hairline strokes, one per rollout, through its optimizer steps."""
+    """The curves. Of a single run also a hairline per rollout, through the values of its optimizer steps."""
     for key, pen in zip(curves, runs[0].pens, strict=False) if len(runs) == 1 else ():
         strokes = [(row["step"], row[f"inner/{key}"]) for row in runs[0].rows if f"inner/{key}" in row]
         x = [x for step, values in strokes for x in [*(step + i / len(values) for i in range(len(values))), np.nan]]
@@ -185,7 +78,10 @@ def _draw_inner(axes, runs: list[Run], curves: dict[str, str]) -> list:
 
 
 def _draw_ess(axes, runs: list[Run], curves: dict[str, str]) -> list:
-    """The curve, with a triangle at the upper or lower edge for each step whose α, or most of its α, was clamped."""
+    """The curve, and a triangle for each step whose α stopped at a bound: at the upper edge for alpha_max, or lower.
+
+    With an α per group, the step counts as what most of its groups did.
+    """
     from matplotlib.lines import Line2D
 
     handles = _draw_curves(axes, runs, curves)
@@ -196,23 +92,28 @@ def _draw_ess(axes, runs: list[Run], curves: dict[str, str]) -> list:
         clamped = [[row["step"] for row in run.rows if _main_outcome(row) == outcome] for run in runs]
         for index, (run, steps) in enumerate(zip(runs, clamped, strict=True)):
             y = [edge + index * away] * len(steps)
-            pen = run.pens[len(runs) == 1]
-            axes.plot(steps, y, marker, color=pen["color"], ms=3, mew=0, transform=axes.get_xaxis_transform())
+            color = _mark_color(run, runs)
+            axes.plot(steps, y, marker, color=color, ms=3, mew=0, transform=axes.get_xaxis_transform())
         if any(clamped):
             color = COLORS[1] if len(runs) == 1 else MUTED
             handles.append(Line2D([], [], color=color, marker=marker, ms=4, mew=0, lw=0, label=label))
     return handles
 
 
+def _mark_color(run: Run, runs: list[Run]) -> str:
+    """Of marks beside a panel's first curve: a run alone on the page has a second colour for them."""
+    return run.pens[1 if len(runs) == 1 else 0]["color"]
+
+
 def _main_outcome(row: dict) -> str | None:
-    """The outcome of the ess controller; with an α per group, that of most groups."""
+    """What the ess controller did in this step; with an α per group, what it did to most groups."""
     outcome = row.get("ess_outcome")
     return max(outcome, key=outcome.get) if isinstance(outcome, dict) else outcome
 
 
 def _draw_spiky(axes, runs: list[Run], curves: dict[str, str]) -> list:
-    """The curves with a median for the average, on a log axis when spikes would flatten everything else."""
-    values = np.concatenate([run.series(key)[1] for run in runs for key in curves])
+    """The curves, smoothed by a median; on a log axis when spikes would flatten everything else."""
+    values = np.concatenate([series(run.rows, key)[1] for run in runs for key in curves])
     if values.max() > 8 * np.median(values):
         axes.set_yscale("log", nonpositive="mask")
     return _draw_curves(axes, runs, curves, average=np.median)

@@ -48,7 +48,7 @@ class Diagnosis:
 
 
 def diagnose(rewards: torch.Tensor, beta_r: float, tau_anc: float) -> Diagnosis:
-    """rewards[G, P] -> what the objective makes of them. ValueError for a bad setting, or when no rewards differ."""
+    """Diagnose groups with rewards[G, P]. ValueError for a bad setting, or when no group has rewards that differ."""
     log_q = GroupTargetBuilder(beta_r)(rewards)
     varied = (rewards != rewards[:, :1]).any(dim=-1)
     if not varied.any():
@@ -96,9 +96,9 @@ def estimator_noise(
     """Variance and squared mean of the gradient estimated from one answer i ~ p: log_ratio[G, P] -> [G], [G].
 
     The estimator is g_i = -(1/alpha) r_i^alpha grad log p(i), Equation 11 without its expectation; the variance is
-    the trace of its covariance. `centred` takes E_p[r^alpha] off r_i^alpha: the mean stays, as E_p[grad log p] = 0,
-    and it is what is left of r^alpha in the coefficients of a whole group. At the anchor the centred variance is P - 2
-    times the squared mean, whatever alpha.
+    the trace of its covariance. `centred` subtracts E_p[r^alpha] from r_i^alpha. The mean stays, because
+    E_p[grad log p] = 0, and the coefficients of a whole group hold r^alpha in this form. At the anchor the centred
+    variance is P - 2 times the squared mean, whatever alpha.
     """
     log_p = anchored_log_policy(log_ratio, tau_anc)
     p, weight = log_p.exp(), (alpha * (log_q - log_p)).exp()
