@@ -11,15 +11,20 @@ import logging
 import os
 import sys
 import traceback
+from types import SimpleNamespace
+from typing import TextIO
 
+from openrlhf_apo.cli.console import divert_output, log_to
 from openrlhf_apo.errors import DataError, OptionError, RunError
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
+from openrlhf_apo.trainer.plan import RunPlan
+
+LOG = "run.log"  # in --ckpt.output_dir
+logger = logging.getLogger("openrlhf_apo")
 
 
 def main(argv: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "filelock", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to(sys.stderr)
     try:
         args = resolve(sys.argv[1:] if argv is None else argv)
         plan = run_plan(args)
@@ -27,38 +32,41 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for warning in start_up_warnings(args, plan):
-        logging.warning(warning)
+        logger.warning(warning)
     if args.dry_run:
         _print_settings(args)
         return 0
-    return _train(plan, args)
+    path = os.path.join(plan.output.directory, LOG)
+    console = divert_output(path)
+    logger.info("what the libraries say goes to %s", path)
+    code, error = _train(plan, args, console)
+    if error:
+        print(f"error: {error}", file=console)
+    return code
 
 
-def _train(plan, args) -> int:
+def _train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> tuple[int, str | None]:
+    """-> the exit code, and the one line that says why it is not 0."""
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
 
     try:
-        train(plan, args)
+        train(plan, args, console)
     except (DataError, OptionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2, str(error)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1, str(error)
     except (RayTaskError, RayActorError) as error:
-        print(error, file=sys.stderr)
-        print(f"error: an actor failed: {str(error).rstrip().splitlines()[-1]}", file=sys.stderr)
-        return 1
-    except ValueError as error:  # a partial group, a metric that is not finite: the message says which
         traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1, f"an actor failed: {str(error).rstrip().splitlines()[-1]}"
+    except Exception as error:  # a partial group, a metric that is not finite: the message says which
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error} (the traceback is in {LOG})"
     finally:
         ray.shutdown()
-    return 0
+    return 0, None
 
 
 def _print_settings(args, prefix: str = "") -> None:

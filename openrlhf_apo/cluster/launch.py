@@ -3,6 +3,7 @@
 import logging
 import os
 from types import SimpleNamespace
+from typing import TextIO
 
 import ray
 from openrlhf.trainer.ray.launcher import RayActorGroup
@@ -27,14 +28,19 @@ from openrlhf_apo.trainer.scoring import Scorer
 logger = logging.getLogger(__name__)
 
 
-def train(plan: RunPlan, args: SimpleNamespace) -> None:
-    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. Bad data is refused before Ray
-    starts."""
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
+    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar. Bad
+    data is refused before Ray starts."""
     strategy = ApoStrategy(args, _rank_plan(plan))
     tokenizer = get_tokenizer(
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
     )
     inputs = read_inputs(plan, args, tokenizer)
+    logger.info(
+        "--loss %s: rollouts of %d prompts x %d answers, %d optimizer steps in all; output in %s",
+        *(plan.loss, plan.schedule.prompts_per_rollout, plan.schedule.group_size, inputs.optimizer_steps),
+        plan.output.directory,
+    )
     start_ray(args)
     policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
@@ -44,7 +50,17 @@ def train(plan: RunPlan, args: SimpleNamespace) -> None:
         foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
     trackers = [WandbLogger(args)] if args.logger.wandb.key else []
     trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
-    assemble(plan, inputs, policy, engine, len(tokenizer), foreign_update=foreign_update, trackers=trackers).fit()
+    trainer = assemble(
+        plan,
+        inputs,
+        policy,
+        engine,
+        len(tokenizer),
+        foreign_update=foreign_update,
+        trackers=trackers,
+        console=console,
+    )
+    trainer.fit()
     for tracker in trackers:
         tracker.close()
 

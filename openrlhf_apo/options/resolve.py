@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from types import SimpleNamespace
 
 import yaml
@@ -53,10 +54,19 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         raise OptionError(f"--use_ms needs the package {error.name}: pip install {error.name}") from None
     _refuse_overrides(parsed, settings, given, said)
     settings.given = sorted(given)
+    _make_paths_absolute(settings)
     check_settings(settings)
     if check_model_folder:
         check_model(settings)
     return settings
+
+
+def _make_paths_absolute(settings: SimpleNamespace) -> None:
+    """Each actor of a cluster has a working directory of its own: paths are meant from where the command was given."""
+    settings.ckpt.output_dir = os.path.abspath(settings.ckpt.output_dir)
+    settings.ckpt.path = os.path.abspath(settings.ckpt.path)
+    if os.path.isdir(settings.actor.model_name_or_path):
+        settings.actor.model_name_or_path = os.path.abspath(settings.actor.model_name_or_path)
 
 
 def _refuse_overrides(parsed: dict, settings: SimpleNamespace, given: set[str], said: list[str]) -> None:
