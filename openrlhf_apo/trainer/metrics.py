@@ -3,7 +3,8 @@
 Keys that scripts and the report rely on; a signal that a mode does not have is absent:
 
 - `step`: the number of the rollout, from 1; 0 is the evaluation before training
-- rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`, `verifier_failures`; `score_mean` and
+- rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`, `verifier_failures`; `score_mean`
+and
   `reward/<name>` where a reward function gives `scores` and `extra_logs`
 - α: `alpha`, `confidence` (c_t), `improvement` (p_t), `reward_baseline`, `reward_scale`, `ess` (ESS/P), `ess_outcome`
   (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
