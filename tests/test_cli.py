@@ -222,7 +222,7 @@ def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
     for module in ("settings", "checks"):
         monkeypatch.setattr(f"openrlhf_apo.options.{module}.has_cuda", lambda: True)
     recipe = str(ROOT / "configs" / "qwen3_math3.yaml")
-    gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4"]
+    gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4", "--ds.packing_samples"]
     args = resolve([*base[:4], "--config", recipe, *gpus, "--eval.dataset", base[3]])
     assert args.ds.packing_samples and args.vllm.enable_sleep and args.train.colocate_all
     assert (args.ds.param_dtype, args.ds.attn_implementation) == ("bf16", "flash_attention_2")
