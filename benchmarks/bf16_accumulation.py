@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import logging
 import os
 import socket
 import sys
@@ -19,20 +20,14 @@ import tempfile
 import warnings
 from types import SimpleNamespace
 
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from openrlhf_apo.ranks.deepspeed.backend import Actor  # OpenRLHF's; importing it from here prepares this process
+from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine
-
-from openrlhf_apo import cpu  # noqa: E402
-
-cpu.install()
-
-import torch  # noqa: E402
-from deepspeed.utils import logger as deepspeed_logger  # noqa: E402
-from deepspeed.utils import safe_get_full_optimizer_state  # noqa: E402
-from openrlhf.models import Actor  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
-
-from openrlhf_apo.trainer.strategy import ApoStrategy  # noqa: E402
 
 SAMPLES, TOKENS, VOCABULARY = 64, 32, 512
 MICRO_BATCHES = (1, 4, 16, 64)
@@ -76,7 +71,7 @@ class Engine:
             actor=SimpleNamespace(max_norm=0.0),
             ds=SimpleNamespace(zero_stage=stage, param_dtype="bf16", grad_accum_dtype=accumulation),
         )
-        self.strategy = ApoStrategy(args, unmanaged_accumulation=True)
+        self.strategy = ApoStrategy(args, RankPlan())
         self.strategy.setup_distributed()
         actor = Actor(
             path, attn_implementation="sdpa", param_dtype="bf16", ds_config=self.strategy.get_ds_train_config()
@@ -119,6 +114,8 @@ class Engine:
             if engine.zero_optimization_stage() < 3:  # linked before the first step had made the states
                 engine.optimizer._hp_optimizer_states_linked = False
                 engine.optimizer._lazy_init_hp_params_optimizer_state()
+            from deepspeed.utils import safe_get_full_optimizer_state
+
             parts = [safe_get_full_optimizer_state(p, "exp_avg") for p in engine.module.parameters()]
         return torch.cat([part.double().flatten() for part in parts])
 
@@ -165,7 +162,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    deepspeed_logger.setLevel("ERROR")
+    logging.getLogger("DeepSpeed").setLevel("ERROR")
     with contextlib.redirect_stdout(sys.stderr):  # what DeepSpeed and OpenRLHF print
         rows = measure()
     print_table(rows)

@@ -9,6 +9,7 @@ and those of this package at the end of `--help`. Exit code 2: a setting or the 
 
 import logging
 import os
+import re
 import sys
 import traceback
 from types import SimpleNamespace
@@ -60,13 +61,21 @@ def _train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> tuple[int, 
         return 1, str(error)
     except (RayTaskError, RayActorError) as error:
         traceback.print_exc()
-        return 1, f"an actor failed: {str(error).rstrip().splitlines()[-1]}"
+        return 1, f"an actor failed: {_cause(str(error))} (more in {LOG})"
     except Exception as error:  # a partial group, a metric that is not finite: the message says which
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error} (the traceback is in {LOG})"
     finally:
         ray.shutdown()
     return 0, None
+
+
+def _cause(text: str) -> str:
+    """The last exception in what Ray says of a failed actor, as one line."""
+    lines = text.strip().splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"\s*[\w.]*(Error|Exception|Exit)\b.*: ", line)]
+    cause = [line.strip() for line in lines[starts[-1] if starts else -1 :] if "For further information" not in line]
+    return " ".join(cause)[:500]
 
 
 def _print_settings(args, prefix: str = "") -> None:

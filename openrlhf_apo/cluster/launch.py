@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from types import SimpleNamespace
 from typing import TextIO
 
@@ -18,7 +19,7 @@ from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
 from openrlhf_apo.data.prompt_rows import load_prompts
 from openrlhf_apo.errors import RunError
-from openrlhf_apo.ranks.strategy import ApoStrategy, RankPlan
+from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.rewards.remote import RemoteReward
 from openrlhf_apo.rewards.verifier import MathVerifyReward
 from openrlhf_apo.trainer.assemble import Inputs, assemble
@@ -137,6 +138,8 @@ def start_ray(args: SimpleNamespace) -> None:
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
     }
+    # ninja lies beside the interpreter, and what compiles at first use calls it by name.
+    environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     local = {}
     if not os.environ.get("RAY_ADDRESS"):
         # "local", since without it ray.init joins whatever cluster a file on this machine names.
