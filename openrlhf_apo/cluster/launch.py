@@ -17,14 +17,11 @@ from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engines
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
-from openrlhf_apo.data.prompt_rows import load_prompts
+from openrlhf_apo.data.inputs import read_inputs
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
-from openrlhf_apo.rewards.remote import RemoteReward
-from openrlhf_apo.rewards.verifier import MathVerifyReward
-from openrlhf_apo.trainer.assemble import Inputs, assemble
+from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.plan import RunPlan
-from openrlhf_apo.trainer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +34,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
     )
     inputs = read_inputs(plan, args, tokenizer)
-    logger.info(
-        "--loss %s: rollouts of %d prompts x %d answers, %d optimizer steps in all; output in %s",
-        *(plan.loss, plan.schedule.prompts_per_rollout, plan.schedule.group_size, inputs.optimizer_steps),
-        plan.output.directory,
-    )
+    logger.info("%s", plan.summary(inputs.optimizer_steps))
     start_ray(args)
     policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
@@ -64,41 +57,6 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
     trainer.fit()
     for tracker in trackers:
         tracker.close()
-
-
-def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
-    """Reward and data, checked."""
-    reward = MathVerifyReward(plan.reward.timeout)
-    if plan.reward.urls is not None:
-        reward = RemoteReward(plan.reward.urls, plan.reward.timeout)
-    common = {
-        "seed": plan.schedule.seed,
-        "label_key": plan.data.label_key,
-        "label_optional": plan.data.label_optional,
-        "check_label": reward.check_label,
-    }
-    rows = held_out = None
-    if plan.data.prompts is not None:
-        rows = load_prompts(
-            args,
-            tokenizer,
-            plan.data.prompts,
-            probabilities=plan.data.probabilities,
-            split=plan.data.split,
-            solution_key=plan.guidance.solution_key if plan.guidance else None,
-            prompt_limit=plan.sampling.prompt_limit,
-            **common,
-        )
-    if plan.evaluation is not None:
-        held_out = load_prompts(
-            args,
-            tokenizer,
-            plan.data.evaluation,
-            split=plan.data.evaluation_split,
-            prompt_limit=plan.evaluation.sampling.prompt_limit,
-            **common,
-        )
-    return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
 
 
 def _rank_plan(plan: RunPlan) -> RankPlan | None:
