@@ -1,4 +1,4 @@
-"""Train by any objective of this package, or by a loss of your own, on Ray.
+"""Train by any objective of this package, or by a loss of your own.
 
     python -m openrlhf_apo.cli.train_apo_ray --loss apo --alpha_mode guarded \
         --actor.model_name_or_path MODEL --data.prompt_dataset prompts.jsonl --reward math_verify
@@ -48,34 +48,30 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> tuple[int, str | None]:
     """-> the exit code, and the one line that says why it is not 0."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
-
     try:
+        if args.runtime == "embedded":
+            from openrlhf_apo.embedded.launch import train
+        else:
+            from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
         train(plan, args, console)
     except (DataError, OptionError) as error:
         return 2, str(error)
     except RunError as error:
         return 1, str(error)
-    except (RayTaskError, RayActorError) as error:
+    except Exception as error:  # an actor's, a partial group, a metric that is not finite: the message says which
         traceback.print_exc()
-        return 1, f"an actor failed: {_cause(str(error))} (more in {LOG})"
-    except Exception as error:  # a partial group, a metric that is not finite: the message says which
-        traceback.print_exc()
-        return 1, f"{type(error).__name__}: {error} (the traceback is in {LOG})"
-    finally:
-        ray.shutdown()
+        return 1, f"{_cause(error)} (the traceback is in {LOG})"
     return 0, None
 
 
-def _cause(text: str) -> str:
-    """The last exception in what Ray says of a failed actor, as one line."""
-    lines = text.strip().splitlines()
+def _cause(error: Exception) -> str:
+    """One line; of a failed actor the last exception in what Ray says."""
+    if not type(error).__module__.startswith("ray."):
+        return f"{type(error).__name__}: {error}"
+    lines = str(error).strip().splitlines()
     starts = [i for i, line in enumerate(lines) if re.match(r"\s*[\w.]*(Error|Exception|Exit)\b.*: ", line)]
     cause = [line.strip() for line in lines[starts[-1] if starts else -1 :] if "For further information" not in line]
-    return " ".join(cause)[:500]
+    return f"an actor failed: {' '.join(cause)[:500]}"
 
 
 def _print_settings(args, prefix: str = "") -> None:

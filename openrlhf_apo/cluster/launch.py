@@ -8,7 +8,6 @@ from typing import TextIO
 
 import ray
 from openrlhf.trainer.ray.launcher import RayActorGroup
-from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger
 from openrlhf.utils.utils import get_tokenizer
 from ray.util.placement_group import PlacementGroup, placement_group
 
@@ -17,7 +16,7 @@ from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engines
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
-from openrlhf_apo.data.inputs import read_inputs
+from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
@@ -35,28 +34,30 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
     )
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
-    start_ray(args)
-    policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
-    policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
-    engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
-    foreign_update = None
-    if plan.objective is None:
-        foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
-    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
-    trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
-    trainer = assemble(
-        plan,
-        inputs,
-        policy,
-        engine,
-        len(tokenizer),
-        foreign_update=foreign_update,
-        trackers=trackers,
-        console=console,
-    )
-    trainer.fit()
-    for tracker in trackers:
-        tracker.close()
+    try:
+        start_ray(args)
+        policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+        policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
+        engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
+        foreign_update = None
+        if plan.objective is None:
+            foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
+        trackers = make_trackers(args)
+        trainer = assemble(
+            plan,
+            inputs,
+            policy,
+            engine,
+            len(tokenizer),
+            foreign_update=foreign_update,
+            trackers=trackers,
+            console=console,
+        )
+        trainer.fit()
+        for tracker in trackers:
+            tracker.close()
+    finally:
+        ray.shutdown()
 
 
 def _rank_plan(plan: RunPlan) -> RankPlan | None:

@@ -45,3 +45,13 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
             **common,
         )
     return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def make_trackers(args: SimpleNamespace) -> list:
+    """OpenRLHF's loggers, as --logger.wandb.* and --logger.tensorboard_dir ask for them."""
+    if not args.logger.wandb.key and not args.logger.tensorboard_dir:
+        return []
+    from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # imports OpenRLHF
+
+    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
+    return trackers + ([TensorboardLogger(args)] if args.logger.tensorboard_dir else [])

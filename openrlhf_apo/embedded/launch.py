@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf_apo import cpu
-from openrlhf_apo.data.inputs import read_inputs
+from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.checkpoints import CheckpointFolder
 from openrlhf_apo.embedded.engine import EmbeddedEngine
@@ -68,4 +68,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
         resume=plan.output.resume,
     )
     engine = None if plan.saved_rollouts else EmbeddedEngine(model, tokenizer)
-    assemble(plan, inputs, policy, engine, len(tokenizer), console=console).fit()
+    trackers = make_trackers(args)
+    assemble(plan, inputs, policy, engine, len(tokenizer), trackers=trackers, console=console).fit()
+    for tracker in trackers:
+        tracker.close()
