@@ -271,6 +271,10 @@ def test_a_flag_without_what_it_needs_is_refused(argv, message, tmp_path):
             "--loss openrlhf --rollout.micro_batch_size 2 --train.dynamic_batch_enable",
             "with --train.dynamic_batch_enable",
         ),
+        (
+            "--loss openrlhf --train.micro_batch_size 2 --train.dynamic_batch_enable",
+            "with --train.dynamic_batch_enable",
+        ),
         ("--loss openrlhf --ref.offload", "--ref.offload has no effect below --ds.zero_stage 3"),
         ("--ds.ring_attn_head_stride 2", "with --ds.ring_attn_size 1"),
         ("--vllm.sync_with_ray --train.colocate_all", "where weights travel by CUDA IPC"),
@@ -388,6 +392,18 @@ def test_packages_are_looked_for(monkeypatch):
     assert "needs ring_flash_attn>=0.1.8, here is 0.1.7" in refused(*ring, device="cuda")
     monkeypatch.setattr(effects, "version", lambda name: "0.1.8")
     assert settings(*ring, device="cuda").ds.packing_samples
+
+
+def test_flags_of_experts_need_a_model_with_experts(tmp_path):
+    from transformers import Qwen3Config, Qwen3MoeConfig
+
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    Qwen3Config(**shape).save_pretrained(tmp_path / "dense")
+    Qwen3MoeConfig(**shape).save_pretrained(tmp_path / "experts")
+    for argv in (["--ds.experts_implementation", "eager"], ["--loss", "openrlhf", "--actor.aux_loss_coef", "0.1"]):
+        resolve([*BASE, *argv, BASE[0], str(tmp_path / "experts")])
+        with pytest.raises(OptionError, match="has no effect: .* has no "):
+            resolve([*BASE, *argv, BASE[0], str(tmp_path / "dense")])
 
 
 def test_what_openrlhf_changes_by_default_is_logged(caplog, tmp_path):

@@ -58,7 +58,11 @@ def _length_unused(v: Values) -> bool:
 
 CONDITIONS = [
     # This project's run.
-    Condition("adrpo.* guidance.* apo.max_generations", "with --loss openrlhf", lambda v: v["loss"] == OPENRLHF),
+    Condition(
+        "adrpo.* guidance.* apo.max_generations",
+        "with --loss openrlhf, which goes by OpenRLHF's flags alone",
+        lambda v: v["loss"] == OPENRLHF,
+    ),
     Condition("apo.save_rollouts", "with --apo.load_rollouts", lambda v: bool(v["apo.load_rollouts"])),
     Condition(
         "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
@@ -218,6 +222,8 @@ CONDITIONS = [
         lambda v: not v["train.dynamic_batch_enable"],
     ),
     Condition(
-        "rollout.micro_batch_size", "with --train.dynamic_batch_enable", lambda v: v["train.dynamic_batch_enable"]
+        "rollout.micro_batch_size train.micro_batch_size",
+        "with --train.dynamic_batch_enable",
+        lambda v: v["train.dynamic_batch_enable"],
     ),
 ]

@@ -60,7 +60,7 @@ def check_values(args: argparse.Namespace, given: set[str]) -> None:
         if entry.within and value != entry.beside:
             _check_range(flag, value, entry)
         if entry.package and _asks(value):
-            need_package(flag, entry.package)
+            _need_package(flag, entry.package)
 
 
 def _check_range(flag: str, value, entry: Flag) -> None:
@@ -72,7 +72,7 @@ def _check_range(flag: str, value, entry: Flag) -> None:
         raise OptionError(f"{error}{also}") from None
 
 
-def need_package(flag: str, package: str) -> None:
+def _need_package(flag: str, package: str) -> None:
     """Raise OptionError unless the package, as pip has it, is installed here."""
     wanted = Requirement(package)
     if find_spec(wanted.name) is None:

@@ -181,7 +181,10 @@ FLAGS: dict[str, Flag] = {
     "reward.num_gpus_per_node": _NO_REWARD_MODEL,
     "reward.num_nodes": _NO_REWARD_MODEL,
     "reward.offload": _NO_REWARD_MODEL,
-    "reward.overlong_buffer_len": differs("needs --rollout.max_new_tokens; OpenRLHF would count from --data.max_len"),
+    "reward.overlong_buffer_len": differs(
+        "a fifth of --rollout.max_new_tokens for dapo by default; needs that flag, where OpenRLHF would count from "
+        "--data.max_len"
+    ),
     "reward.overlong_penalty_factor": works(**NOT_NEGATIVE),
     "reward.remote_url": differs(
         "labels arrive as the data has them; a call of a function may take --reward.timeout, 180 s by default, a "
