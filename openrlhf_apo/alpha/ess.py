@@ -47,7 +47,6 @@ class EssAlpha(BoundedAlpha):
     def __post_init__(self):
         super().__post_init__()
         self._state = {"alpha": self.alpha_max}
-        self.metrics = {}
 
     def step(self, signals: AlphaSignals) -> float | torch.Tensor:
         """Needs log_q and log_p. Returns a float, or with scope="group" a tensor[G].

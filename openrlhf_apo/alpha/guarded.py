@@ -57,7 +57,6 @@ class GuardedAlpha(BoundedAlpha):
             "reward_baseline": 0.0 if self.baseline_init == "paper" else None,
             "reward_scale": self.reward_scale,
         }
-        self.metrics = {}
 
     def step(self, signals: AlphaSignals) -> float:
         """Needs mean_reward and confidence. The baseline and scale in `metrics` are those this step was judged by."""

@@ -11,7 +11,7 @@ from .divergence import alpha_divergence
 from .group_base import GroupContext
 from .guidance import Guidance
 from .policy import anchored_log_policy
-from .registry import GROUP_LOSSES, OPENRLHF, TOKEN_LOSSES, Loss, group_loss, load_losses, token_loss
+from .registry import GROUP_LOSSES, OPENRLHF, TOKEN_LOSSES, Loss, group_loss, token_loss
 from .target import GroupTargetBuilder
 from .terms import Terms
 from .token_base import TokenLoss, TokenStep, group_z_score
@@ -37,7 +37,6 @@ __all__ = [
     "ess",
     "group_loss",
     "group_z_score",
-    "load_losses",
     "normalized_entropy",
     "ratio",
     "token_loss",

@@ -18,6 +18,7 @@ from torch import Tensor
 from openrlhf_apo.errors import LossError
 
 from .registry import GROUP_LOSSES, Loss
+from .uses import GROUP_USES, use_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +40,11 @@ class GroupContext:
 class DeclaredContext:
     """A GroupContext of which only what the loss declares can be read."""
 
-    _DECLARED_AS = {"log_q": "target", "alpha": "alpha", "weight_clip": "weight_clip"}
-
     def __init__(self, context: GroupContext, loss: Loss):
         self._context, self._loss = context, loss
 
     def __getattr__(self, field: str):
-        use, loss = self._DECLARED_AS.get(field), self._loss
+        use, loss = use_of(field, GROUP_USES), self._loss
         if use is not None and use not in loss.uses:
             uses = ", ".join(repr(each) for each in [*sorted(loss.uses), use])
             raise LossError(

@@ -19,17 +19,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from openrlhf_apo.errors import LossError
 from openrlhf_apo.settings import Checked
 
 from .checks import check_groups
 from .terms import Terms
+from .uses import TOKEN_USES, use_of
+
+Aggregation = Literal["token", "sequence", "constant"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenStep:
     """One optimizer step, seen from a token objective on the driver. N = G * P samples, in group order.
 
-    A loss that reads entropies or max_length declares it (`uses=`).
+    A loss that reads entropies or max_length declares it (`uses=`). To read one that was not declared, and therefore
+    is None, is a LossError.
     """
 
     rewards: Tensor  # [G, P]
@@ -39,11 +44,17 @@ class TokenStep:
     max_length: int | None = None  # --rollout.max_new_tokens
     entropies: Tensor | None = None  # [G, P], mean token entropy under pi_old, nats
 
+    def __getattribute__(self, name: str):
+        value = super().__getattribute__(name)
+        if value is None and (use := use_of(name, TOKEN_USES)) is not None:
+            raise LossError(f"step.{name} was not declared: add {use!r} to uses= of @token_loss")
+        return value
+
 
 class TokenLoss(Checked):
     """Base of the token objectives; a subclass sets `aggregation` and defines `per_token`."""
 
-    aggregation: ClassVar[Literal["token", "sequence", "constant"]]
+    aggregation: ClassVar[Aggregation]
 
     @classmethod
     def presets(cls, max_new_tokens: int | None) -> dict[str, object]:
