@@ -125,6 +125,15 @@ def test_flags_of_your_own_loss_are_refused_beside_another(base, file):
     assert "unrecognized arguments: --toy.none" in refused([*base, *file(TOKEN), "--toy.none", "1"])
 
 
+def test_presets_of_your_own_loss_are_defaults_of_flags_that_exist(base, file):
+    preset = '\n    @classmethod\n    def presets(cls, max_new_tokens):\n        return {{"{0}": 0.25}}\n'
+    mine = file(TOKEN, preset.format("algo.kl.init_coef"))
+    assert plan([*base, *mine]).regularizer.kl == 0.25
+    assert plan([*base, *mine, "--algo.kl.init_coef", "0.5"]).regularizer.kl == 0.5
+    other = file(TOKEN.replace('"toy"', '"other"'), preset.format("algo.kl.coef"), name="other.py")
+    assert "--loss other: its presets name an unknown flag, 'algo.kl.coef'" in refused([*base, *other])
+
+
 def test_an_inherited_setting_keeps_its_flag_and_takes_the_default_of_your_own(base, file):
     mine = file(
         '@token_loss("toy")\n@dataclass(eq=False)\nclass Toy(ClippedSurrogate):\n'

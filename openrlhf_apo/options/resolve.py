@@ -191,7 +191,12 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     if not openrlhf:
         defaults |= {"algo.kl.init_coef": 0.0, "algo.kl.use_loss": args.loss in GROUP_LOSSES}
         defaults |= _of_the_loss(args.loss)
-        defaults |= owners.losses()[args.loss].presets(getattr(args, "rollout.max_new_tokens"))
+        presets = owners.losses()[args.loss].presets(getattr(args, "rollout.max_new_tokens"))
+        if unknown := [flag for flag in presets if not hasattr(args, flag)]:
+            raise OptionError(
+                f"--loss {args.loss}: its presets name an unknown flag, {unknown[0]!r}: correct its name"
+            )
+        defaults |= presets
         if "actor.eps_clip" in given:
             defaults.pop("actor.eps_clip_low_high", None)
         if getattr(args, "adrpo.enable"):
