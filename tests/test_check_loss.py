@@ -314,6 +314,7 @@ STATEFUL = "    seen = 0.0\n" + terms(
             "no finite number, x = nan: leave it out",
         ),
         ({"more": terms("step.rewards.zero_(); return terms")}, "changes its inputs in place in terms"),
+        ({"more": terms("step.entropies.zero_(); return terms"), "uses": ("entropy",)}, "inputs in place in terms"),
         ({"more": terms("return term")}, "fails in terms: NameError: name 'term' is not defined"),
         # what is declared
         ({"aggregation": "constant"}, "step.max_length was not declared: add 'max_length' to uses= of @token_loss"),
@@ -338,6 +339,10 @@ STATEFUL = "    seen = 0.0\n" + terms(
         ({"per_token": "old_log_probs -= 1; return -r * advantages, none"}, "inputs in place in per_token"),
         ({"per_token": "log_probs -= 1; return -r * advantages, none"}, "inputs in place in per_token"),
         ({"per_token": "advantages *= 2; return -r * advantages, none"}, "inputs in place in per_token"),
+        (
+            {"per_token": "r = r.exp(); s = r * 1; r += 1; return -s * advantages, none"},
+            "has a gradient that cannot be computed: RuntimeError: one of the variables needed for gradient",
+        ),
         ({"per_token": "return -r * advantages * torch.rand(()), none"}, "is it random?"),
         # padding, micro-batches, order
         ({"per_token": "return -r.mean(-1, True) * advantages + 0 * r, none"}, "multiply by mask before any sum"),

@@ -10,18 +10,19 @@ from torch.nn.functional import pad
 from openrlhf_apo.errors import LossError, in_one_line
 from openrlhf_apo.objectives.registry import TOKEN_LOSSES
 from openrlhf_apo.objectives.terms import Terms
-from openrlhf_apo.objectives.token_base import TokenLoss, TokenStep
+from openrlhf_apo.objectives.token_base import TokenLoss
 
-from .findings import Watched
+from .findings import watch
 from .random_answers import Answers
 
 
 class Examined:
-    """A token loss, built with its defaults, on some answers; whatever it raises becomes a LossError of one line."""
+    """A token loss, built with its defaults. Whatever it raises becomes a LossError of one line. read: the fields of
+    the step that its `terms` has read."""
 
-    def __init__(self, name: str, loss: TokenLoss | None = None):
-        self.name = name
-        self.loss = TOKEN_LOSSES[name]() if loss is None else loss
+    def __init__(self, name: str):
+        self.name, self.loss = name, TOKEN_LOSSES[name]()
+        self.read: set[str] = set()
 
     def error(self, message: str) -> LossError:
         return LossError(f"token loss {self.name!r} {message}")
@@ -39,13 +40,16 @@ class Examined:
             raise self.error(f"changes its inputs in place in {method.__name__}: work on copies")
         return result
 
-    def terms(self, answers: Answers, step: TokenStep | Watched | None = None) -> Terms:
+    def terms(self, answers: Answers) -> Terms:
         """The terms of the answers, checked."""
-        step = answers.step(TOKEN_LOSSES[self.name].uses) if step is None else step
+        step, untouched = (answers.step(TOKEN_LOSSES[self.name].uses) for _ in range(2))
+        read = watch(step)
         terms = self.call(self.loss.terms, step)
-        given, unchanged = (step.rewards, step.lengths), torch.tensor(answers.lengths).view_as(answers.rewards)
-        if not all(map(torch.equal, given, (answers.rewards, unchanged.double()))) or step.response_ids != answers.ids:
-            raise self.error("changes its inputs in place in terms: work on copies")
+        self.read |= read
+        for field in ("rewards", "lengths", "response_ids", "entropies"):
+            now, before = vars(step)[field], vars(untouched)[field]
+            if not (torch.equal(now, before) if isinstance(now, Tensor) else now == before):
+                raise self.error("changes its inputs in place in terms: work on copies")
         if not isinstance(terms, Terms) or set(terms.columns) != {"advantage", "weight"}:
             raise self.error("must return Terms with the columns advantage and weight from terms")
         for column, values in terms.columns.items():
@@ -73,7 +77,10 @@ class Examined:
         value = self.value(terms, list(flat.split(answers.lengths)), [row.to(dtype) for row in answers.old], **layout)
         if not value.requires_grad:
             raise self.error("does not depend on log_probs: it has no gradient")
-        (gradient,) = torch.autograd.grad(value, flat)
+        try:
+            (gradient,) = torch.autograd.grad(value, flat)
+        except Exception as error:  # your own code
+            raise self.error(f"has a gradient that cannot be computed: {in_one_line(error)}") from None
         for what, found in (("value", value.detach().expand_as(gradient)), ("gradient", gradient)):
             if not found.isfinite().all():
                 i = next(i for i, row in enumerate(found.split(answers.lengths)) if not row.isfinite().all())

@@ -9,15 +9,17 @@ from openrlhf_apo.objectives.uses import Use
 TOLERANCE = 1e-6  # of the largest |gradient|; wide enough for a loss that computes in float32
 
 
-class Watched:
-    """Stands for a context or a step, and notes which fields are read."""
+def watch(record) -> set[str]:
+    """The fields of a context or a step that are read from now on; the set grows."""
+    read: set[str] = set()
 
-    def __init__(self, watched):
-        self._watched, self.read = watched, set()
+    class Watched(type(record)):
+        def __getattribute__(self, field: str):
+            read.add(field)
+            return super().__getattribute__(field)
 
-    def __getattr__(self, field: str):
-        self.read.add(field)
-        return getattr(self._watched, field)
+    object.__setattr__(record, "__class__", Watched)  # it is frozen
+    return read
 
 
 def differ(a: Tensor, b: Tensor) -> bool:

@@ -18,7 +18,7 @@ from openrlhf_apo.objectives.registry import GROUP_LOSSES
 from openrlhf_apo.objectives.uses import GROUP_USES
 
 from . import findings
-from .findings import TOLERANCE, Watched, differ
+from .findings import TOLERANCE, differ, watch
 from .random_groups import Batch, random_batch
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows
@@ -175,9 +175,9 @@ def check_uses(name: str) -> str:
     for rewards in ("equal", *VARIED):
         for log_ratio in ("anchor", "moderate"):
             batch = random_batch((4, 4), rewards, log_ratio)
-            context = Watched(batch.context)
-            coefficients(name, batch.log_ratio, batch.rewards, context)
-            read |= context.read
+            fields = watch(batch.context)
+            coefficients(name, batch.log_ratio, batch.rewards, batch.context)
+            read |= fields
     return findings.unread_uses(GROUP_LOSSES[name], GROUP_USES, read, "context")
 
 

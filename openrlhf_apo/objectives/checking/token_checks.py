@@ -19,7 +19,7 @@ from openrlhf_apo.objectives.uses import TOKEN_USES
 
 from . import findings
 from .examined import Examined
-from .findings import Watched, differ
+from .findings import differ
 from .random_answers import LONGEST, random_answers
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows
@@ -199,10 +199,9 @@ def check_uses(name: str) -> str:
     loss, read = TOKEN_LOSSES[name], set()
     for rewards in REWARDS:
         for log_ratio in ("zero", "moderate"):
-            answers = random_answers((4, 4), rewards, log_ratio)
-            step = Watched(answers.step(loss.uses))
-            Examined(name).terms(answers, step)
-            read |= step.read
+            examined = Examined(name)
+            examined.terms(random_answers((4, 4), rewards, log_ratio))
+            read |= examined.read
     if loss.presets(LONGEST) != loss.presets(None):
         read.add("max_length")
     return findings.unread_uses(loss, TOKEN_USES, read, "step")
