@@ -50,7 +50,7 @@ class AlphaController(Checked):
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Continue exactly where `state_dict` was taken; ValueError if another kind of controller wrote it."""
+        """Go on exactly where `state_dict` was taken. ValueError if another kind of controller wrote it."""
         if set(state) != set(self._state):
             raise ValueError(
                 f"alpha state has {sorted(state)}, {type(self).__name__} needs {sorted(self._state)}: "
@@ -61,7 +61,7 @@ class AlphaController(Checked):
 
 @dataclass(eq=False)
 class BoundedAlpha(AlphaController):
-    """What the controllers that move alpha share: 0 < alpha_min < alpha_max < 1, and the smoothing of Eq. 23."""
+    """Base of the controllers that move alpha: 0 < alpha_min < alpha_max < 1, and the smoothing of Eq. 23."""
 
     alpha_max: float = setting(0.9, "upper bound of alpha, and its start", within="(0, 1)", flag="apo.alpha_max")
     alpha_min: float = setting(0.35, "lower bound of alpha", within="(0, 1)", flag="apo.alpha_min")

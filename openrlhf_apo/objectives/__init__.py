@@ -1,6 +1,6 @@
 """The maths of objectives: functions of tensors, torch only, no Ray. G prompts, P completions each."""
 
-# Each registers its loss; in the order in which --help and the docs name them.
+# To import a loss registers it. The order is that of --help and the docs.
 from . import apo, adpo_softmax, adpo_plackett_luce, adpo_pairwise  # noqa: F401, I001
 from . import grpo, dr_grpo, dapo, gspo, cispo, gtpo, bapo, alpha_ppo, g2rpo_a  # noqa: F401
 from .adrpo import Adrpo
