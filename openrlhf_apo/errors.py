@@ -14,7 +14,7 @@ class CompareError(ValueError):
 
 
 class LossError(ValueError):
-    """A loss cannot be loaded, or returned what cannot be trained on."""
+    """A file of your own cannot be loaded, or a loss returned what cannot be trained on."""
 
 
 class GroupError(ValueError):
@@ -27,3 +27,9 @@ class RunError(RuntimeError):
 
 class RewardFailure(Exception):
     """One sample could not be scored; the message says why."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What your own code raised, as "NameError: name 'x' is not defined"."""
+    message = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {message}"

@@ -11,7 +11,8 @@ the flag beside another loss (options/owners.py), and its row in docs/openrlhf_f
 
 import math
 import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 
 
@@ -51,9 +52,19 @@ def setting(
     return field(default=default, metadata={"setting": stated})
 
 
-def settings_of(owner: type) -> list[Setting]:
-    """The settings among the fields of a dataclass, in order. A subclass may restate a bare default (`eps_high: float
-    = 0.28`); range, help and flag are then those of the class it inherits from."""
+@cache  # string annotations of your own file can be read only while it is loaded (options/own_file.py)
+def settings_of(owner: type) -> tuple[Setting, ...]:
+    """The settings among the fields of a dataclass, in order; a class that is no dataclass has none.
+
+    A subclass may state another default, `eps_high: float = 0.28`. It inherits range, help and flag. TypeError for a
+    setting that would be lost, or that can have no flag.
+    """
+    for base in owner.__mro__:
+        for name, value in vars(base).items():
+            if isinstance(value, Field):
+                raise TypeError(f"{base.__name__}.{name}: put @dataclass(eq=False) right above class {base.__name__}")
+    if not is_dataclass(owner):
+        return ()
     hints = typing.get_type_hints(owner)
     found = []
     for item in fields(owner):
@@ -61,8 +72,13 @@ def settings_of(owner: type) -> list[Setting]:
         if stated is not None:
             if item.default is MISSING:
                 raise TypeError(f"{owner.__name__}.{item.name}: a setting needs a default")
-            found.append(Setting(item.name, item.default, **_typed(hints[item.name]), **stated))
-    return found
+            if getattr(owner, item.name) is not item.default:
+                raise TypeError(f"{owner.__name__}.{item.name}: a default needs its type, {item.name}: TYPE = VALUE")
+            typed = _typed(hints[item.name])
+            if typed["type"] is bool and item.default is not False:
+                raise TypeError(f"{owner.__name__}.{item.name}: a switch is False by default, the flag makes it True")
+            found.append(Setting(item.name, item.default, **typed, **stated))
+    return tuple(found)
 
 
 def _stated(owner: type, name: str) -> dict | None:
@@ -80,11 +96,20 @@ def _typed(hint) -> dict:
     typed = {"optional": optional, "count": None, "choices": None, "type": hint}
     if typing.get_origin(hint) is typing.Literal:
         typed |= {"type": str, "choices": typing.get_args(hint)}
-    elif typing.get_origin(hint) is tuple:
+    elif typing.get_origin(hint) is tuple and len(set(typing.get_args(hint))) == 1:
         typed |= {"type": typing.get_args(hint)[0], "count": len(typing.get_args(hint))}
     if typed["type"] not in (float, int, str, bool):
-        raise TypeError(f"{hint} is no type for a setting: float, int, str, bool, Literal, a tuple of them, or None")
+        raise TypeError(
+            f"{hint} is no type for a setting: float, int, str, bool, Literal, a tuple of one type, or None"
+        )
     return typed
+
+
+def construct(owner: type, **values):
+    """owner(**values). ValueError, one line, for a setting whose value is none it can have."""
+    built = owner(**values)
+    check_settings(built)  # not every owner of your own is a Checked
+    return built
 
 
 class Checked:

@@ -1,6 +1,8 @@
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from real_runs import DIGITS_REWARD
@@ -22,6 +24,17 @@ def undecided_device(monkeypatch):
     """A device decided in a test, as a run's driver does, is its own."""
     monkeypatch.setenv(cpu.DEVICE, "")  # so that what the test sets is undone
     monkeypatch.delenv(cpu.DEVICE)
+
+
+@pytest.fixture
+def own_registries():
+    """What a test registers, or loads from a file, is gone after it."""
+    from openrlhf_apo.options import own_file
+
+    with ExitStack() as stack:
+        for registry in (*own_file.REGISTRIES, own_file._LOADED):
+            stack.enter_context(patch.dict(registry))
+        yield
 
 
 @pytest.fixture(scope="session")

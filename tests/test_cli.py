@@ -86,7 +86,7 @@ def test_defaults_are_the_papers(base):
     assert resolve([*base, "--loss", "dapo", "--actor.eps_clip", "0.1"]).actor.eps_clip_low_high == (0.1, 0.1)
 
 
-def test_a_loss_of_ones_own_is_loaded_by_path(base, tmp_path):
+def test_a_loss_of_your_own_is_loaded_by_path(base, tmp_path):
     path = tmp_path / "mine.py"
     one = "@group_loss('{0}')\ndef {0}(log_ratio, rewards, context):\n    return log_ratio.square().sum(-1)\n"
     path.write_text("from openrlhf_apo.objectives import group_loss\n" + one.format("cli_a") + one.format("cli_b"))

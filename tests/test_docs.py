@@ -11,10 +11,11 @@ import pytest
 
 from openrlhf_apo.analysis.compare_file import load_comparison
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
+from openrlhf_apo.options.own_file import load_own_file
 from openrlhf_apo.options.resolve import _read_config, make_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def commands() -> list[tuple[str, str]]:
@@ -27,6 +28,7 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("page, command", commands(), ids=lambda value: value[:60])
 def test_documented_command_is_accepted(page, command):
     words = [word for word in shlex.split(command, comments=True)]
@@ -41,7 +43,11 @@ def test_documented_command_is_accepted(page, command):
         assert words[0].endswith("python"), command
         program, arguments = (words[1:3], words[3:]) if words[1] == "-m" else ([str(ROOT / words[1])], words[2:])
         is_trainer = program[-1] == "openrlhf_apo.cli.train_apo_ray"
-        usage = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True)
+        own = []
+        if "--loss_path" in arguments:  # the flags it brings are in --help, too
+            own = ["--loss_path", str(ROOT / arguments[arguments.index("--loss_path") + 1])]
+            load_own_file(own[1])
+        usage = subprocess.run([sys.executable, *program, *own, "--help"], capture_output=True, text=True)
         assert usage.returncode == 0, usage.stderr
         assert [w for w in arguments if w.startswith("--") and w.split("=")[0] not in usage.stdout] == []
     if is_trainer:

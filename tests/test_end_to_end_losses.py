@@ -78,7 +78,40 @@ def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
     assert all(row["rollout_mismatch"] < 1e-3 for row in rows)
 
 
-def test_a_loss_of_ones_own_trains_like_the_built_in_one(training_flags, rollouts, tmp_path):
+OWN_TOKEN_LOSS = """
+from dataclasses import dataclass
+import torch
+from openrlhf_apo.objectives import TokenLoss, ratio, token_loss
+from openrlhf_apo.settings import setting
+
+LOW, HIGH = 0.8, 1.2
+
+@token_loss("toy")
+@dataclass(eq=False)
+class Toy(TokenLoss):
+    strength: float = setting(1.0, "a factor", within="(0, 1]")
+    aggregation = "sequence"
+
+    def per_token(self, log_probs, old_log_probs, advantages, mask):
+        r = ratio(log_probs, old_log_probs)
+        gain = torch.min(r * advantages, r.clamp(LOW, HIGH) * advantages)
+        return -self.strength * gain, gain != r * advantages
+"""
+
+
+def test_a_token_loss_of_your_own_travels_to_the_ranks(training_flags, rollouts, tmp_path):
+    """GRPO, written out in a file that no actor can import, on two ranks."""
+    (tmp_path / "mine.py").write_text(OWN_TOKEN_LOSS)
+    common = ["--apo.load_rollouts", rollouts, "--actor.num_gpus_per_node", "2"]
+    mine = ["--loss_path", str(tmp_path / "mine.py"), "--toy.strength", "0.5"]
+    own = succeed(training_flags, tmp_path / "own", *mine, *common)
+    grpo = succeed(training_flags, tmp_path / "grpo", "--loss", "grpo", "--algo.kl.init_coef", "0", *common)
+    assert own[0]["inner/grad_norm"][0] == pytest.approx(0.5 * grpo[0]["inner/grad_norm"][0], rel=1e-5)
+    assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in own)
+    assert own[0]["inner/log_ratio_std"][0] == 0 < own[0]["inner/log_ratio_std"][1]
+
+
+def test_a_loss_of_your_own_trains_like_the_built_in_one(training_flags, rollouts, tmp_path):
     mine = str(Path(__file__).parents[1] / "examples" / "python" / "my_loss.py")
     load = ["--apo.load_rollouts", rollouts]
     own = embedded(training_flags, tmp_path / "own", "--loss_path", mine, *load)

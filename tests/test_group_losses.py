@@ -3,7 +3,6 @@
 import math
 import random
 import statistics
-from unittest import mock
 
 import pytest
 import torch
@@ -15,10 +14,9 @@ from openrlhf_apo.objectives import (
     GroupContext,
     GroupTargetBuilder,
     group_loss,
-    load_losses,
-    registry,
 )
 from openrlhf_apo.objectives.group_base import coefficients
+from openrlhf_apo.options.own_file import load_own_file
 
 TAU, BETA_R = 0.8, 0.7
 ADPO = ["adpo_softmax", "adpo_pairwise", "adpo_plackett_luce"]
@@ -218,13 +216,6 @@ def test_coefficients_train_alike_in_any_micro_batches(name):
 # The registry.
 
 
-@pytest.fixture
-def own_registry():
-    """What a test registers is gone after it."""
-    with mock.patch.dict(GROUP_LOSSES), mock.patch.dict(registry._LOADED):
-        yield
-
-
 def refused(call, *parts):
     """`call` raises a LossError of one line that has all `parts`."""
     with pytest.raises(LossError) as caught:
@@ -245,7 +236,7 @@ BAD = {
 }
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("kind", BAD)
 def test_a_loss_that_cannot_be_trained_on_is_named(kind):
     function, *parts = BAD[kind]
@@ -253,7 +244,7 @@ def test_a_loss_that_cannot_be_trained_on_is_named(kind):
     refused(lambda: coefficients("bad_one", *case("random")), "group loss 'bad_one'", *parts)
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 def test_names_are_unique_and_fit_a_command_line():
     for name in BUILT_IN:
         assert name in GROUP_LOSSES
@@ -277,19 +268,20 @@ def other(log_ratio, rewards, context):
 """
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 def test_a_file_is_loaded_once(tmp_path):
     path, link = tmp_path / "mine.py", tmp_path / "link.py"
     path.write_text(GOOD)
     link.symlink_to(path)
-    assert load_losses(str(path)) == load_losses(str(path)) == load_losses(str(link)) == ["from_file", "second"]
+    first, again, linked = (load_own_file(str(each)) for each in (path, path, link))
+    assert first.losses == again.losses == linked.losses == ("from_file", "second")
     for one, other in zip(
         coefficients("from_file", *case("random")), coefficients("adpo_softmax", *case("random")), strict=True
     ):
         assert torch.equal(one, other)
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -308,7 +300,7 @@ def test_a_file_that_cannot_be_used_is_named_and_leaves_nothing_behind(tmp_path,
     if text is not None:
         path.write_text(text)
     for _ in range(2):  # nor does it count as loaded
-        refused(lambda: load_losses(str(path)), str(path), *parts)
+        refused(lambda: load_own_file(str(path)), str(path), *parts)
         assert before == GROUP_LOSSES
     path.write_text(GOOD)
-    assert load_losses(str(path)) == ["from_file", "second"]
+    assert load_own_file(str(path)).losses == ("from_file", "second")

@@ -1,4 +1,4 @@
-"""A loss of one's own: ADPO-softmax (arXiv 2510.18913), written from its formula.
+"""A group loss of your own: ADPO-softmax (arXiv 2510.18913), written from its formula.
 
     python -m openrlhf_apo.cli.check_loss examples/python/my_loss.py
     python -m openrlhf_apo.cli.train_apo_ray --config configs/tiny_cpu.yaml \

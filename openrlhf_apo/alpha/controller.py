@@ -5,16 +5,20 @@
     class MyAlpha(AlphaController):
         speed: float = setting(0.1, "how fast it moves", within="(0, 1]")     # --mine.speed
 
-registers `--alpha_mode mine`; CONTRIBUTING.md shows a whole one.
+        def step(self, signals): ...
+
+registers `--alpha_mode mine`. CONTRIBUTING.md shows a whole one.
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from openrlhf_apo.settings import Checked, check_choice, setting
+from openrlhf_apo.errors import LossError
+from openrlhf_apo.settings import Checked, check_choice, setting, settings_of
 
 from .signals import AlphaSignals
 
@@ -23,25 +27,30 @@ CONTROLLERS: "dict[str, type[AlphaController]]" = {}
 
 
 class AlphaController(Checked):
-    """Base of the controllers. `_state` holds all that survives a checkpoint, `metrics` what the last step logged.
+    """Base of the controllers. `_state` holds all that survives a checkpoint: numbers by name, the same names after
+    every step. `metrics` holds what the last step logs.
 
-    confidence: which c_t its signals hold: "candidate", 1 - H(p)/log P of the newest policy (Eq. 19); "relative", that
-    over the target's own; "token", 1 - token entropy / log V.
+    confidence: which c_t the signals hold. "candidate": 1 - H(p)/log P (Eq. 19). "relative": that, divided by the same
+    for the target. "token": 1 - token entropy / log V.
     """
 
     confidence: ClassVar[str] = "candidate"
     _state: dict[str, float | None]
     metrics: dict[str, float | str | dict[str, int]]
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._state, self.metrics = {}, {}
+
     def step(self, signals: AlphaSignals) -> float | torch.Tensor:
-        """Return alpha for this optimizer step, and update `metrics` and the state."""
+        """alpha of this optimizer step: a float in [0, 1], or one per group [G]. Updates `metrics` and `_state`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, float | None]:
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Continue exactly where `state_dict` was taken; ValueError if another kind of controller wrote it."""
+        """Go on exactly where `state_dict` was taken. ValueError if another kind of controller wrote it."""
         if set(state) != set(self._state):
             raise ValueError(
                 f"alpha state has {sorted(state)}, {type(self).__name__} needs {sorted(self._state)}: "
@@ -52,7 +61,7 @@ class AlphaController(Checked):
 
 @dataclass(eq=False)
 class BoundedAlpha(AlphaController):
-    """What the controllers that move alpha share: 0 < alpha_min < alpha_max < 1, and the smoothing of Eq. 23."""
+    """Base of the controllers that move alpha: 0 < alpha_min < alpha_max < 1, and the smoothing of Eq. 23."""
 
     alpha_max: float = setting(0.9, "upper bound of alpha, and its start", within="(0, 1)", flag="apo.alpha_max")
     alpha_min: float = setting(0.35, "lower bound of alpha", within="(0, 1)", flag="apo.alpha_min")
@@ -69,11 +78,21 @@ class BoundedAlpha(AlphaController):
 
 
 def alpha_controller(name: str) -> Callable:
-    """Register a controller class as `--alpha_mode NAME`. ValueError for a name that is taken."""
+    """Register a dataclass derived from AlphaController as `--alpha_mode NAME`.
+
+    Raises LossError for a name that is taken or cannot be a flag, and for another kind of class.
+    """
 
     def register(controller: type[AlphaController]) -> type[AlphaController]:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise LossError(f"alpha controller name {name!r}: use letters, digits and underscores")
         if name in CONTROLLERS:
-            raise ValueError(f"alpha_mode {name!r} exists already: choose another name")
+            raise LossError(f"alpha controller {name!r} exists already: choose another name")
+        if not (isinstance(controller, type) and issubclass(controller, AlphaController)):
+            raise LossError(f"alpha controller {name!r} must be a class derived from AlphaController")
+        if not is_dataclass(controller):
+            raise LossError(f"alpha controller {name!r}: put @dataclass(eq=False) right above its class")
+        settings_of(controller)  # TypeError for a setting that can have no flag
         CONTROLLERS[name] = controller
         return controller
 
@@ -81,7 +100,7 @@ def alpha_controller(name: str) -> Callable:
 
 
 def build_alpha_controller(mode: str, **settings) -> AlphaController:
-    """A controller by its name. ValueError names another mode, a setting that mode lacks, or a bad value."""
+    """A controller by its name. ValueError for a mode that does not exist, a setting that it lacks, or a bad value."""
     check_choice("alpha_mode", mode, CONTROLLERS)
     known = CONTROLLERS[mode].__dataclass_fields__
     for name in settings:

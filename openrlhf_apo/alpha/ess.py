@@ -4,14 +4,14 @@
     weights="ratio":      w = (q/p)^alpha             Section 5.2; ESS falls as alpha grows, so bisection is safe
     weights="geometric":  w = q^alpha p^(1-alpha)     Section 7.1; ESS may rise and fall, so scan for a bracket first
 
-Of several roots the one nearest alpha_max is taken. ESS(alpha_max) >= gamma P has no such root and gives alpha_max
-("clamped_hi"); an ESS below gamma P everywhere gives alpha_min ("clamped_lo"). With binary rewards near the anchor
-"clamped_hi" is the common case: k correct answers have ESS >= k for every alpha, so k >= gamma P leaves no root.
+If there are several roots, the one nearest alpha_max counts. If ESS(alpha_max) >= gamma P, the result is alpha_max
+("clamped_hi"). If the ESS is below gamma P everywhere, the result is alpha_min ("clamped_lo"). With binary rewards
+near the anchor "clamped_hi" is common: k correct answers have ESS >= k at any alpha, so k >= gamma P leaves no root.
 
-A zero-variance group has uniform q: its ESS is about P whatever alpha is, and says nothing. Such groups are left out.
+A zero-variance group has uniform q. Its ESS is about P at any alpha, which says nothing, so such groups are left out.
 The result is smoothed: alpha_t = (1 - rho) alpha_(t-1) + rho alpha*, from alpha_0 = alpha_max     (23)
 
-Reference: APO, arXiv 2512.22953; defaults are its values. It names no solver, and defines both weights.
+Reference: APO, arXiv 2512.22953; defaults are its values. It defines both weights, and names no solver.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ BISECTIONS = 60  # to the last bit of a float64
 @alpha_controller("ess")
 @dataclass(eq=False)
 class EssAlpha(BoundedAlpha):
-    """scope="batch": one alpha, for the mean ESS over groups (the paper). scope="group": one alpha per group; the next
-    step has other prompts, so each group is smoothed from the last step's mean alpha, and with rho=1.0 not at all.
+    """scope="batch": one alpha, for the mean ESS over groups (the paper). scope="group": one alpha per group. The next
+    step has other prompts, so each group is smoothed from the mean alpha of the last step; rho=1.0 does not smooth.
     """
 
     gamma: float = setting(0.5, "target of ESS / P (Eq. 21)", within="(0, 1)", flag="apo.gamma")
@@ -47,13 +47,12 @@ class EssAlpha(BoundedAlpha):
     def __post_init__(self):
         super().__post_init__()
         self._state = {"alpha": self.alpha_max}
-        self.metrics = {}
 
     def step(self, signals: AlphaSignals) -> float | torch.Tensor:
         """Needs log_q and log_p. Returns a float, or with scope="group" a tensor[G].
 
-        A zero-variance group keeps the previous alpha ("skipped"); so does a batch of nothing else. `metrics["ess"]`
-        is ESS / P at the returned alpha, a mean over the groups that count; absent if none does.
+        A zero-variance group keeps the previous alpha ("skipped"); so does a batch that has only such groups.
+        `metrics["ess"]` is ESS / P at the returned alpha, a mean over the other groups; it is absent if there is none.
         """
         if signals.log_q is None or signals.log_p is None:
             raise ValueError("log_q and log_p must be given: the ess controller reads them")

@@ -15,11 +15,6 @@ class FixedAlpha(AlphaController):
 
     alpha: float = setting(0.6, "alpha", within="[0, 1]", flag="apo.alpha")
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._state = {}
-        self.metrics = {}
-
     def step(self, signals: AlphaSignals) -> float:
         self.metrics = {"alpha": self.alpha}
         return self.alpha

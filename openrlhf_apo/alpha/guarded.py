@@ -5,15 +5,16 @@
     a_t = alpha_max - (alpha_max - alpha_min) c_t p_t          c_t: confidence                   (22)
     alpha_t = (1 - rho) alpha_(t-1) + rho a_t                  alpha_0 = alpha_max               (23)
 
-Reference: APO, arXiv 2512.22953, the paper's "legacy adaptive"; defaults are its values. Two things it leaves to us:
+Reference: APO, arXiv 2512.22953, the paper's "legacy adaptive"; defaults are its values. The paper leaves two things
+open:
 
-b_0: the paper's zero makes the first reward an improvement. baseline_init="first" starts the baseline at the first
-R_t, "paper" at zero.
+b_0: the paper has zero, which makes the first reward an improvement. baseline_init="first" starts at the first R_t,
+"paper" at zero.
 
-s_R: "0.5, then a running std", no formula. reward_scale_mode="running" keeps the exponentially weighted deviation of
-R_t from that same baseline, s_t^2 = (1 - lam) (s_(t-1)^2 + lam (R_t - b_(t-1))^2) from s_0 = reward_scale: with one
-memory for both, a reward that drifts upwards all through training does not inflate its own yardstick. "fixed" keeps
-s_0. A step is judged by the s_R of the steps before it, as it is by their b.
+s_R: the paper says "0.5, then a running std", without a formula. reward_scale_mode="running" keeps the exponentially
+weighted deviation of R_t from the same baseline, s_t^2 = (1 - lam) (s_(t-1)^2 + lam (R_t - b_(t-1))^2), from
+s_0 = reward_scale. Baseline and scale have one memory, so a reward that rises slowly does not make its scale large.
+"fixed" keeps s_0. A step is judged by b and s_R of the steps before it.
 """
 
 import math
@@ -57,10 +58,9 @@ class GuardedAlpha(BoundedAlpha):
             "reward_baseline": 0.0 if self.baseline_init == "paper" else None,
             "reward_scale": self.reward_scale,
         }
-        self.metrics = {}
 
     def step(self, signals: AlphaSignals) -> float:
-        """Needs mean_reward and confidence. The baseline and scale in `metrics` are those this step was judged by."""
+        """Needs mean_reward and confidence. `metrics` holds the baseline and the scale that judged this step."""
         alpha, baseline, scale = (self._state[key] for key in ("alpha", "reward_baseline", "reward_scale"))
         if baseline is None:
             baseline = signals.mean_reward

@@ -11,9 +11,9 @@ from openrlhf_apo.settings import check_number
 class AlphaSignals:
     """One optimizer step, seen from the controllers.
 
-    mean_reward: R_t, over all sequences of the step, in units of reward. confidence: c_t in [0, 1], from whichever
-    source the run chose. log_q, log_p: [G, P], the groups of the step; only the ess controller reads them.
-    Raises ValueError unless both numbers are finite floats.
+    mean_reward: R_t, over all sequences of the step, in units of reward. confidence: c_t in [0, 1], as
+    `AlphaController.confidence` says. log_q, log_p: [G, P], target and anchored policy of the groups of the step.
+    ValueError unless both numbers are finite floats.
     """
 
     mean_reward: float

@@ -1,6 +1,6 @@
 """The maths of objectives: functions of tensors, torch only, no Ray. G prompts, P completions each."""
 
-# Each registers its loss; in the order in which --help and the docs name them.
+# To import a loss registers it. The order is that of --help and the docs.
 from . import apo, adpo_softmax, adpo_plackett_luce, adpo_pairwise  # noqa: F401, I001
 from . import grpo, dr_grpo, dapo, gspo, cispo, gtpo, bapo, alpha_ppo, g2rpo_a  # noqa: F401
 from .adrpo import Adrpo
@@ -11,7 +11,7 @@ from .divergence import alpha_divergence
 from .group_base import GroupContext
 from .guidance import Guidance
 from .policy import anchored_log_policy
-from .registry import GROUP_LOSSES, OPENRLHF, TOKEN_LOSSES, Loss, group_loss, load_losses, token_loss
+from .registry import GROUP_LOSSES, OPENRLHF, TOKEN_LOSSES, Loss, group_loss, token_loss
 from .target import GroupTargetBuilder
 from .terms import Terms
 from .token_base import TokenLoss, TokenStep, group_z_score
@@ -37,7 +37,6 @@ __all__ = [
     "ess",
     "group_loss",
     "group_z_score",
-    "load_losses",
     "normalized_entropy",
     "ratio",
     "token_loss",

@@ -1,8 +1,8 @@
-"""ADPO, pairwise: of two answers the better one should have gained more on the anchor.
+"""ADPO, pairwise: the better of two answers should have gained more on the anchor.
 
     L = mean over pairs with R_i > R_j of softplus(-(u_i - u_j)),  u = log_ratio / tau_anc
 
-Pairs of equal rewards are left out; a group without any other has loss and gradient zero.
+Pairs of equal rewards are left out. A group that has only such pairs has loss and gradient zero.
 
 Reference: ADPO, arXiv 2510.18913, the pairwise variant of its public code, with hard comparisons.
 """

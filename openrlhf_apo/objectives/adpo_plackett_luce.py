@@ -2,9 +2,9 @@
 
     L = 1/P sum_i [ log(exp u_i + sum_{j: R_j < R_i} exp u_j) - u_i ],  u = log_ratio / tau_anc
 
-Without ties this is the negative log-likelihood, over P, of drawing the answers in order of reward. Ties are left
-out: an answer competes with those of lower reward only, so that nothing depends on how a sort breaks them. (The
-public code sorts, and with binary rewards fits an arbitrary order among equals.) Equal rewards give zero.
+Without ties this is 1/P times the negative log-likelihood of drawing the answers in order of reward. Ties are left
+out: an answer competes only with answers of lower reward, so nothing depends on how a sort breaks ties. (The public
+code sorts. With binary rewards it fits an arbitrary order among equals.) Equal rewards give zero.
 
 Reference: ADPO, arXiv 2510.18913, the listwise variant; without its code's label smoothing, top-k and poly-loss.
 """

@@ -3,7 +3,7 @@
     L = -sum_i q_i log p_i,  p = softmax(log_ratio / tau_anc),  q = softmax(A / beta_r)
     c_i = (p_i - q_i) / tau_anc
 
-The limit alpha -> 1 of APO, up to the entropy of q, which has no gradient.
+APO at alpha -> 1 is this plus a constant: minus the entropy of q, which has no gradient.
 
 Reference: ADPO, arXiv 2510.18913. Its tau_anc is 0.8; its beta_r is 0.5, here 1.0 as in the APO paper's comparison.
 """

@@ -2,10 +2,11 @@
 
     L = L_RL + sum_i beta_i w sum_t KL_it(pi_theta || pi_ref),   beta_i = clip(beta_0 - A_i, beta_min, beta_max)
 
-A_i: the z-score of the group. Without bounds beta_i < 0 for A_i > beta_0 rewards divergence from the reference; the
-default bound is beta_min = 0. Works beside any objective.
+A_i: the z-score of the group; w: the weight that the objective gives a token. An answer with A_i > beta_0 would get a
+negative beta_i, which rewards distance from the reference; beta_min = 0 keeps this from happening. Works beside any
+objective.
 
-Reference: arXiv 2510.18053; beta_0 and the bounds for language models are not published: beta_0 = 0.04 is GRPO's
+Reference: arXiv 2510.18053. It does not publish beta_0 and the bounds for language models: beta_0 = 0.04 is GRPO's
 beta, beta_max = 1 is ours.
 """
 

@@ -3,9 +3,9 @@
     L = -1/(sum_i |y_i|) sum_i sum_t [ r_it A_i - beta d_it ]
     d_it = (1 - r_it^(1-alpha) + (1-alpha) (r_it - 1)) / (alpha (1-alpha))
 
-E_old[d] = D_alpha(pi_old || pi_theta) = (1 - E_old[r^(1-alpha)]) / (alpha (1-alpha)): the added term has mean zero,
-makes d >= 0 and its gradient zero at r = 1 (what k3 does for KL). alpha -> 1: KL(pi_old || pi_theta); alpha -> 0:
-KL(pi_theta || pi_old). No clip.
+E_old[d] = D_alpha(pi_old || pi_theta) = (1 - E_old[r^(1-alpha)]) / (alpha (1-alpha)). The term (1-alpha) (r - 1) has
+mean zero; with it d >= 0, and the gradient of d is zero at r = 1 (k3 does the same for KL). alpha -> 1 gives
+KL(pi_old || pi_theta), alpha -> 0 gives KL(pi_theta || pi_old). No clip.
 
 Reference: Xu et al., Neurocomputing 2023, "linearly combined form" of the return and a parametric alpha-divergence.
 The paper's exact form and settings were not available: this form, alpha = 0.5 and beta = 1 are our reading.

@@ -5,8 +5,9 @@
     with weight_clip:  w_i = p_i clip(r_i^alpha, w_min, w_max), in the gradient only                   (24)
 
 c is all that training needs: the gradient of the loss is sum_i c_i grad l_i, whatever the batching. Over a group, c
-sums to zero. At the anchor, l = l^anchor, -c_i = P^(alpha-1) (q_i^alpha - mean_j q_j^alpha) / (alpha tau_anc): not
-zero, but REINFORCE with a warped advantage; with A_i / (P tau_anc beta_r), the plain z-score, as alpha -> 0.
+sums to zero. At the anchor, l = l^anchor, -c_i = P^(alpha-1) (q_i^alpha - mean_j q_j^alpha) / (alpha tau_anc). This is
+not zero; it is REINFORCE with a warped advantage. As alpha -> 0 the advantage becomes A_i / (P tau_anc beta_r), the
+plain z-score.
 
 Reference: APO, arXiv 2512.22953. Defaults are the paper's: tau_anc = 0.8, no clip (the paper names no values for one).
 """
@@ -26,10 +27,10 @@ from .registry import group_loss
 
 @dataclass(frozen=True)
 class AlphaDivergenceLoss(Checked):
-    """The loss of each group and its exact derivative in the sequence log-probabilities.
+    """The loss of each group, and its exact derivative in the log-probabilities of the answers.
 
     tau_anc: temperature of the anchored policy. weight_clip: (w_min, w_max) with w_min <= 1 <= w_max, or None.
-    A bad setting raises ValueError naming the field.
+    ValueError, naming the field, for a bad setting.
     """
 
     tau_anc: float = setting(
@@ -55,7 +56,7 @@ class AlphaDivergenceLoss(Checked):
     def __call__(self, log_ratio: torch.Tensor, log_q: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
         """log_ratio[G, P] [nats], log_q[G, P], alpha (float or [G], in [0, 1]) -> D_alpha(q || p) [G], float64.
 
-        The value is never clipped. The gradient, in log_ratio only, is `coefficients`: q is a constant.
+        The value is never clipped. The gradient is `coefficients`, in log_ratio only; q is a constant.
         """
         log_ratio = log_ratio.double()
         coefficients = self.coefficients(log_ratio, log_q, alpha)
@@ -66,7 +67,7 @@ class AlphaDivergenceLoss(Checked):
 
     @torch.no_grad()
     def coefficients(self, log_ratio: torch.Tensor, log_q: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
-        """c[G, P] = dL/dl, float64, same arguments as the loss; p (log(p/q) - KL(p || q)) / tau_anc at alpha = 0."""
+        """c[G, P] = dL/dl, float64, of the same arguments. At alpha = 0 it is p (log(p/q) - KL(p || q)) / tau_anc."""
         log_q, log_p, alpha = prepare(log_q, anchored_log_policy(log_ratio, self.tau_anc), alpha)
         log_r = log_q - log_p
         if self.weight_clip is not None:  # clipping r^alpha is clipping log r

@@ -1,16 +1,16 @@
-"""BAPO: clip bounds that move until positive samples carry their share of the surrogate.
+"""BAPO: the clip bounds move until the positive samples have their share of the surrogate.
 
     L = -1/(sum_i |y_i|) sum_i sum_t min(r_it A_i, clip(r_it, c_low, c_high) A_i),  for A_i < 0 not below dual_clip A_i
     while share(c_low, c_high) < rho:  c_low += step up to its maximum, then c_high += step up to its maximum
     share = sum_{A>0} min(r, c_high) A / (sum_{A>0} min(r, c_high) A + sum_{A<0} max(r, c_low) |A|)
 
-c_low and c_high are bounds of the ratio itself, and start from the low end of their ranges at every optimizer step,
-for which they are computed from all of its tokens. In this measure raising c_low never raises the share (it stops
-negative tokens from pushing, but weighs them more), so by the time c_high moves c_low is at its maximum.
+c_low and c_high are bounds of the ratio itself. In every optimizer step they start at the low end of their ranges, and
+are computed from all tokens of the step. A higher c_low never raises this share: it takes the gradient of negative
+tokens away, but counts them for more. So c_low is at its maximum before c_high moves.
 
-Reference: arXiv 2510.18927; rho = 0.5 as positive share of the total and the ranges [0.6, 0.9], [1.2, 3.0] are the
-paper's. Its public code has other ranges and compares positive with negative (target 1, the same at rho = 0.5); the
-step 0.05, the order (c_low first) and dual_clip = 3 are the code's.
+Reference: arXiv 2510.18927. From the paper: rho = 0.5, the positive share of the total, and the ranges [0.6, 0.9] and
+[1.2, 3.0]. From its public code: the step 0.05, the order (c_low first) and dual_clip = 3. The code has other ranges,
+and compares positive with negative (target 1, which is the same at rho = 0.5).
 """
 
 from dataclasses import dataclass, replace

@@ -1,10 +1,10 @@
-"""CISPO: clip the importance weight, not the gradient; every token keeps one.
+"""CISPO: clip the importance weight, and keep the gradient of every token.
 
     L = -1/(sum_i |y_i|) sum_i sum_t sg[clip(r_it, 1 - eps_low, 1 + eps_high)] A_i log pi_theta(y_it)
 
 Convention: bounds are 1 - eps_low and 1 + eps_high, as in the paper and in verl (TRL's eps_high is the bound itself).
-The paper sets no lower bound and publishes no upper one; eps_low = 1 is none, and 1 + eps_high = 5 is ScaleRL's
-(arXiv 2510.13786), which TRL recommends.
+The paper sets no lower bound and does not publish its upper one. Here eps_low = 1, which is no bound, and
+1 + eps_high = 5, as in ScaleRL (arXiv 2510.13786); TRL recommends it.
 
 Reference: MiniMax-M1, arXiv 2506.13585, Eqs. 4-5. A is GRPO's; no KL.
 """

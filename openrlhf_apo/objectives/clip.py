@@ -9,9 +9,9 @@ from openrlhf_apo.settings import setting
 
 from .token_base import TokenLoss
 
-# nats, OpenRLHF's clamp of log ratios; verl's too, but for GSPO, where it has 10. exp stays finite. It cuts the
-# gradient of a ratio beyond e^20, which matters only where no clip has done so before: A < 0 without dual clip, and
-# the losses without a clip (gtpo, alpha_ppo).
+# nats. OpenRLHF clamps log-ratios here, and verl too (GSPO: 10), so that exp stays finite. A ratio beyond e^20 has no
+# gradient. This matters only where no clip has cut it before: A < 0 without dual clip, and in losses without a clip
+# (gtpo, alpha_ppo).
 LOG_RATIO_LIMIT = 20.0
 
 
@@ -23,9 +23,10 @@ def ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
 def clipped_surrogate(
     ratio: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r, low, high) A), and with dual_clip c: -max(min(...), c A) where A < 0. -> (loss, clipped).
+    """-min(r A, clip(r, low, high) A); with dual_clip c, -max(min(...), c A) where A < 0. -> (loss, clipped).
 
-    PPO, arXiv 1707.06347, Eq. 7; dual clip, arXiv 1912.09729, Eq. 5.
+    Shapes as in `TokenLoss.per_token`; low and high are bounds of the ratio itself. PPO, arXiv 1707.06347, Eq. 7; dual
+    clip, arXiv 1912.09729, Eq. 5.
     """
     plain, bounded = ratio * advantages, ratio.clamp(low, high) * advantages
     gain, clipped = torch.min(plain, bounded), bounded < plain
@@ -38,7 +39,7 @@ def clipped_surrogate(
 
 @dataclass(eq=False)
 class ClippedLoss(TokenLoss):
-    """eps_low, eps_high: the ratio is kept in [1 - eps_low, 1 + eps_high]."""
+    """Base of losses that keep the ratio in [1 - eps_low, 1 + eps_high]."""
 
     eps_low: float = setting(
         0.2, "the ratio is kept above 1 - LOW", within="[0, inf)", flag="actor.eps_clip_low_high", part=0
@@ -48,7 +49,7 @@ class ClippedLoss(TokenLoss):
 
 @dataclass(eq=False)
 class ClippedSurrogate(ClippedLoss):
-    """The surrogate of each token's own ratio. dual_clip: > 1, or None."""
+    """Base of losses with PPO's clipped surrogate of each token's ratio."""
 
     dual_clip: float | None = setting(
         None, "c: where A < 0 the loss of a token is at most c |A|", within="(1, inf)", flag="actor.dual_clip"

@@ -2,9 +2,9 @@
 
     L = -1/(sum_i |y_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
 
-eps_low = 0.2, eps_high = 0.28. Its other two parts are the trainer's: groups of equal rewards are sampled anew
-(`--algo.dynamic_filtering_enable`), and answers that come near the length limit lose reward
-(`--reward.overlong_buffer_len`, the paper's 4096 of 20480 tokens: a fifth). Both are on with `--loss dapo`. No KL.
+eps_low = 0.2, eps_high = 0.28. The trainer has its other two parts, and `--loss dapo` turns both on: groups of equal
+rewards are sampled anew (`--algo.dynamic_filtering_enable`), and answers that come near the length limit lose reward
+(`--reward.overlong_buffer_len`; the paper has 4096 of 20480 tokens, a fifth). No KL.
 
 Reference: arXiv 2503.14476, Eqs. 8-13.
 """

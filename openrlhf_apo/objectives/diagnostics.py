@@ -13,5 +13,6 @@ def normalized_entropy(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def ess(log_weights: torch.Tensor) -> torch.Tensor:
-    """log_weights[..., P], up to a constant -> effective sample size 1 / sum_i w_i^2, w normalised, in [1, P]."""
+    """log_weights[..., P] -> effective sample size 1 / sum_i w_i^2, shape [...], in [1, P]. w is normalised here, so a
+    constant added to log_weights changes nothing."""
     return 1.0 / torch.softmax(log_weights.double(), dim=-1).square().sum(dim=-1)

@@ -6,14 +6,14 @@
 
 Reference: APO, arXiv 2512.22953, Eqs. 7-9; the alpha-loss of f-PO, arXiv 2410.21662.
 
-Equation 7 cannot be computed as it stands: where q is close to p it subtracts from 1 a sum that is nearly 1. Float64
-log-probabilities are good to 1e-16, so a divergence of 1e-12 keeps four digits, and at alpha = 1e-4 none. With
-s = log(q/p), w = q^alpha p^(1-alpha) and psi(x) = (e^x - 1 - x) / x^2, the same number is, for normalised q and p,
+Equation 7 cannot be computed as printed: where q is close to p, it subtracts from 1 a sum that is nearly 1. Float64
+is good to 1e-16, so a divergence of 1e-12 keeps four digits, and none at alpha = 1e-4. For normalised q and p the same
+number, with s = log(q/p), w = q^alpha p^(1-alpha) and psi(x) = (e^x - 1 - x) / x^2, is
 
     D_alpha = sum_i w_i s_i^2 [(1-alpha) psi((1-alpha) s_i) + alpha psi(-alpha s_i)]
 
-psi is positive, so nothing cancels, and both KL limits are ordinary values of alpha. It also forgives its inputs: if
-q and p miss unit mass by e, as rounded ones do, the result is off by about e^2, where Equation 7 is off by e / alpha.
+psi is positive, so nothing cancels, and both KL limits are ordinary values of alpha. Rounded inputs do little harm: if
+q and p miss unit mass by e, this form is off by about e^2, and Equation 7 by e / alpha.
 """
 
 import torch
@@ -25,7 +25,7 @@ def alpha_divergence(log_q: torch.Tensor, log_p: torch.Tensor, alpha: float | to
     """D_alpha(q || p) of each group: log_q[G, P], log_p[G, P], alpha (float or [G]) -> [G], float64.
 
     log_q and log_p must be normalised (a log_softmax). ValueError if they are not finite, or alpha is not in [0, 1].
-    Differentiable once in log_q and log_p, not in alpha. What limits its precision is the rounding of its inputs: the
+    Differentiable once in log_q and log_p, not in alpha. Only the rounding of its inputs limits the precision: the
     relative error is below 1e-6 where |log q - log p| is above 1e-8.
     """
     log_q, log_p, alpha = prepare(log_q, log_p, alpha)

@@ -1,4 +1,4 @@
-"""Dr. GRPO: GRPO without its two biases, the division by the group's deviation and by the answer's own length.
+"""Dr. GRPO: GRPO without its two biases, which are the division by the group's deviation and by the answer's length.
 
     L = -1/(N L_max) sum_i sum_t min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i),   A_i = R_i - mean R
 

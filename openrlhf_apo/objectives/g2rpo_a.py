@@ -1,7 +1,7 @@
 """G2RPO-A: GRPO in which a share of each group starts from the beginning of a reference solution.
 
-The loss is GRPO's, on the policy's own tokens; what is new is how answers are sampled (guidance.py), which
-`--loss g2rpo_a` turns on and any other loss can have by `--guidance.enable`.
+The loss is GRPO's, on the policy's own tokens. New is how answers are sampled (guidance.py). `--loss g2rpo_a` turns
+this on, and `--guidance.enable` does for any other loss.
 
 Reference: arXiv 2508.13023 and its public code.
 """

@@ -5,8 +5,8 @@
         log_p = anchored_log_policy(log_ratio, context.tau_anc)
         return -(context.log_q.exp() * log_p).sum(-1)
 
-The trainer takes c = dL/dlog_ratio, which is all that training needs, so a loss written here is exact under any
-micro-batching, packing and sharding. docs/own_loss.md shows how to add one; cli.check_loss examines it.
+The trainer takes c = dL/dlog_ratio of it, on whole groups. Training needs nothing else, so a group loss is exact under
+any micro-batching, packing and sharding. docs/own_loss.md shows how to add one; cli.check_loss examines it.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,16 @@ from torch import Tensor
 from openrlhf_apo.errors import LossError
 
 from .registry import GROUP_LOSSES, Loss
+from .uses import GROUP_USES, use_of
 
 
 @dataclass(frozen=True, eq=False)
 class GroupContext:
-    """What a group loss may use beside log_ratio and rewards; constants of the step.
+    """What a group loss may read beside log_ratio and rewards. All of it is constant during the step.
 
-    log_q: [G, P], the Boltzmann target of the rewards (`--apo.beta_r`). alpha: float, or [G] with a scope per group.
-    lengths: [G, P], response tokens. tau_anc, weight_clip: `--apo.tau_anc`, `--apo.weight_clip`.
+    log_q: [G, P], log of the Boltzmann target of the rewards (`--apo.beta_r`). alpha: a float, or [G] where each group
+    has its own. lengths: [G, P], response tokens. tau_anc, weight_clip: `--apo.tau_anc`, `--apo.weight_clip`.
+
     A loss that reads log_q, alpha or weight_clip declares it (`uses=`).
     """
 
@@ -39,13 +41,11 @@ class GroupContext:
 class DeclaredContext:
     """A GroupContext of which only what the loss declares can be read."""
 
-    _DECLARED_AS = {"log_q": "target", "alpha": "alpha", "weight_clip": "weight_clip"}
-
     def __init__(self, context: GroupContext, loss: Loss):
         self._context, self._loss = context, loss
 
     def __getattr__(self, field: str):
-        use, loss = self._DECLARED_AS.get(field), self._loss
+        use, loss = use_of(field, GROUP_USES), self._loss
         if use is not None and use not in loss.uses:
             uses = ", ".join(repr(each) for each in [*sorted(loss.uses), use])
             raise LossError(
@@ -61,10 +61,10 @@ GroupLoss = Callable[[Tensor, Tensor, GroupContext], Tensor]
 def coefficients(
     name: str, log_ratio: Tensor, rewards: Tensor, context: GroupContext, loss: GroupLoss | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(loss[G], c[G, P] = dL/dlog_ratio of each group) of a registered loss, float64. `loss`: the one to use where it
-    was built with settings; else it is built with its defaults.
+    """(loss[G], c[G, P]) of a registered loss, float64, with c = dL/dlog_ratio of each group. loss: the built loss;
+    None builds it with its defaults.
 
-    Raises LossError naming the loss for another shape than [G], a loss without gradient, or values not finite.
+    LossError, naming the loss, if its shape is not [G], if it has no gradient, or if a value is not finite.
     """
     loss = GROUP_LOSSES[name]() if loss is None else loss
     log_ratio = log_ratio.double().detach().requires_grad_()

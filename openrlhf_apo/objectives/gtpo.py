@@ -1,15 +1,15 @@
-"""GTPO: answers that agree on a token do not fight over it, and high entropy costs advantage.
+"""GTPO: good and bad answers do not fight over a token that they share, and high entropy costs advantage.
 
     L = -1/N sum_i delta_i (A_i - gamma H_i) 1/|y_i| sum_t r_it lambda_it
     lambda_it = 1, and on conflict tokens 0 where A_i < 0, 2 where A_i > 0
     delta_i = 0 if H_ini < ln 2 < H_i, else 1
 
-Conflict tokens: the leading run of positions, and counted from the end the trailing run, at which an answer of the
-other sign of A has the same token. H_i: mean token entropy of the answer under pi_old, nats; H_ini: its mean over the
-first optimizer step of the run. No clip, no KL, no reference.
+Conflict tokens: some answer with the other sign of A has the same token at the same place. They are counted from the
+start up to the first token without a conflict, and in the same way from the end. H_i: mean token entropy of the answer
+under pi_old, nats. H_ini: mean of H_i in the first optimizer step of the run. No clip, no KL, no reference.
 
-Reference: arXiv 2508.03772, its formula. Its public code differs: it divides by the number of conflict tokens too,
-uses 0.7 for ln 2 whatever H_ini was, and has the ratio always 1 (one update per rollout). gamma = 0.1 and the weight 2
+Reference: arXiv 2508.03772, its formula. Its public code differs: it also divides by the number of conflict tokens,
+takes 0.7 for ln 2 whatever H_ini is, and its ratio is always 1 (one update per rollout). gamma = 0.1 and the weight 2
 are the code's.
 """
 
@@ -69,7 +69,8 @@ class Gtpo(TokenLoss):
 
 
 def conflict_tokens(answer: list[int], rivals: list[list[int]]) -> list[bool]:
-    """Which tokens of `answer` lie in its leading or trailing run of tokens that some rival has at the same place."""
+    """Whether each token of `answer` is in conflict: in the run of tokens, from the start or from the end, that some
+    rival has at the same place."""
     leading = _run(answer, rivals)
     trailing = _run(answer[::-1], [rival[::-1] for rival in rivals])
     return [t < leading or t >= len(answer) - trailing for t in range(len(answer))]

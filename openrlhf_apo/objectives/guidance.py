@@ -8,12 +8,11 @@ of the last three rollouts, every third rollout:
     g <- max(floor(g abar / a_k), 1)       where it rose
     g unchanged                            where it did not move, or either is 0
 
-Guided tokens are context: a loss acts on the policy's own tokens, because what pi_old did not sample has no
-importance ratio. (The public code trains on them as well.)
+Guided tokens are context, and no loss acts on them: pi_old did not sample them, so they have no importance ratio. (The
+public code trains on them as well.)
 
-Reference: G2RPO-A, arXiv 2508.13023, and its public code: 2 of 12 answers guided, 3072 tokens at first and at most.
-Guidance never reaches the end of a solution: at least its last fifth stays hidden, so that the answer is not given
-away.
+Reference: G2RPO-A, arXiv 2508.13023, and its public code: 2 of 12 answers are guided, by 3072 tokens at first and at
+most. At least the last fifth of a solution stays hidden, so that the answer is not given away.
 """
 
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Guidance(Checked):
         return solution_ids[: min(self.tokens, int(MOST_SHOWN * len(solution_ids)))]
 
     def step(self, accuracy: float) -> None:
-        """Take the mean reward of a rollout, in which all answers count."""
+        """accuracy: the mean reward of a rollout, over all its answers. Adapts g at every third call."""
         *before, now = accuracies = [*self._state["accuracies"], accuracy]
         length = self.tokens
         if len(accuracies) == CYCLE:

@@ -16,7 +16,7 @@ from .checks import check_groups
 def anchored_log_policy(log_ratio: torch.Tensor, tau_anc: float) -> torch.Tensor:
     """log_ratio[G, P] = l - l^anchor [nats] -> log_p[G, P], float64, differentiable.
 
-    Raises ValueError for tau_anc <= 0, and for a log-ratio that is not finite (naming the group).
+    ValueError for tau_anc <= 0, and, naming the group, for a log-ratio that is not finite.
     """
     check_number("tau_anc", tau_anc, "(0, inf)")
     return torch.log_softmax(check_groups("log_ratio", log_ratio) / tau_anc, dim=-1)

@@ -1,50 +1,45 @@
 """Losses by name, `--loss NAME`: those of this package, and those of your own file (`--loss_path`).
 
     @group_loss("mine")                              a function of log_ratio[G, P] and rewards[G, P] -> [G]
-    @token_loss("mine")                              a TokenLoss
+    @token_loss("mine")                              a subclass of TokenLoss
     @group_loss("mine", uses=("target", "alpha"))    what it reads is declared
 
-A loss with settings is a dataclass whose fields are `setting(...)`: flags `--mine.FIELD`, `--help` and checks follow.
+A loss with settings is a dataclass. Each field that is a `setting(...)` gives it a flag `--mine.FIELD`, with its help
+and its check.
 """
 
-import importlib.util
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
+from typing import get_args
 
 from openrlhf_apo.errors import LossError
-from openrlhf_apo.settings import Setting, settings_of
+from openrlhf_apo.settings import Setting, construct, settings_of
+
+from .token_base import Aggregation, TokenLoss
+from .uses import GROUP_USES, TOKEN_USES, Use
 
 OPENRLHF = "openrlhf"  # --loss openrlhf is OpenRLHF's own step, and no loss of this registry
-
-# What a group loss may read of its context, and what a token loss may ask of the step, beside what every loss has.
-GROUP_USES = {
-    "target": "context.log_q (--apo.beta_r)",
-    "alpha": "context.alpha (--alpha_mode)",
-    "weight_clip": "context.weight_clip (--apo.weight_clip)",
-}
-TOKEN_USES = {
-    "entropy": "step.entropies: one more forward in the first optimizer step of a rollout",
-    "max_length": "step.max_length (--rollout.max_new_tokens)",
-}
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss. `implementation`: a function, or the class to build with the values of its settings."""
+    """A registered loss. implementation: a function, or the class to build with the values of its settings. uses: what
+    it declares (uses.py)."""
 
     name: str
     implementation: type | Callable
     uses: frozenset[str]
 
     @property
-    def settings(self) -> list[Setting]:
-        return settings_of(self.implementation) if is_dataclass(self.implementation) else []
+    def settings(self) -> tuple[Setting, ...]:
+        return settings_of(self.implementation) if isinstance(self.implementation, type) else ()
 
     def __call__(self, **settings):
-        """The loss itself, with values for its settings."""
-        return self.implementation(**settings) if isinstance(self.implementation, type) else self.implementation
+        """The loss itself. Settings that are not given have their defaults; ValueError for a bad value."""
+        if isinstance(self.implementation, type):
+            return construct(self.implementation, **settings)
+        return self.implementation
 
     def presets(self, max_new_tokens: int | None) -> dict[str, object]:
         """{flag: value}, the paper's settings of flags that are not the loss's own."""
@@ -53,64 +48,50 @@ class Loss:
 
 GROUP_LOSSES: dict[str, Loss] = {}
 TOKEN_LOSSES: dict[str, Loss] = {}
-_LOADED: dict[str, list[str]] = {}
 
 
 def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable:
-    """Register a function of (log_ratio[G, P], rewards[G, P], context), float64, that returns the loss of each group
-    [G], or a dataclass whose instances are such functions. `uses`: what it reads of the context (GROUP_USES).
+    """Register a group loss: a function of (log_ratio[G, P], rewards[G, P], context), float64, that returns the loss
+    of each group [G]; or a dataclass whose instances are such functions. uses: what it reads of the context.
 
-    Raises LossError for a name that is taken, or that no command line could hold.
+    Raises LossError for a name that is taken or cannot be a flag, and for a use that does not exist.
     """
     return _register("group", name, uses, GROUP_LOSSES, GROUP_USES)
 
 
 def token_loss(name: str, uses: tuple[str, ...] = ()) -> Callable:
-    """Register a subclass of TokenLoss. `uses`: what it asks of the step (TOKEN_USES). Raises LossError as above."""
-    return _register("token", name, uses, TOKEN_LOSSES, TOKEN_USES)
+    """Register a subclass of TokenLoss. uses: what it reads of the step.
+
+    Raises LossError as `group_loss` does, and for a class that is no TokenLoss or has no `aggregation`.
+    """
+    register = _register("token", name, uses, TOKEN_LOSSES, TOKEN_USES)
+
+    def checked(implementation):
+        if not (isinstance(implementation, type) and issubclass(implementation, TokenLoss)):
+            raise LossError(f"token loss {name!r} must be a class derived from TokenLoss")
+        if getattr(implementation, "aggregation", None) not in get_args(Aggregation):
+            raise LossError(
+                f"token loss {name!r} has no aggregation: set it to one of {', '.join(get_args(Aggregation))}"
+            )
+        return register(implementation)
+
+    return checked
 
 
-def _register(kind: str, name: str, uses, registry: dict[str, Loss], known: dict[str, str]) -> Callable:
+def _register(kind: str, name: str, uses, registry: dict[str, Loss], known: dict[str, Use]) -> Callable:
     def register(implementation):
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise LossError(f"{kind} loss name {name!r}: use letters, digits and underscores")
         if name in GROUP_LOSSES or name in TOKEN_LOSSES or name == OPENRLHF:
             raise LossError(f"{kind} loss {name!r} exists already: choose another name")
+        if isinstance(uses, str):
+            raise LossError(f"{kind} loss {name!r}: uses must be a tuple, uses=({uses!r},)")
         for use in uses:
             if use not in known:
                 raise LossError(f"{kind} loss {name!r}: uses={use!r} is not one of {', '.join(known)}")
-        if is_dataclass(implementation):
-            settings_of(implementation)  # a setting of a type that no flag can have is a TypeError here
+        if isinstance(implementation, type):
+            settings_of(implementation)  # TypeError for a setting that can have no flag
         registry[name] = Loss(name, implementation, frozenset(uses))
         return implementation
 
     return register
-
-
-def load_losses(path: str) -> list[str]:
-    """Run a Python file and return the names of the losses it registered.
-
-    A file that was loaded before is not run again. Raises LossError in one line when it cannot be run or registers
-    none.
-    """
-    path = os.path.realpath(path)
-    if path in _LOADED:
-        return _LOADED[path]
-    if not path.endswith(".py"):
-        raise LossError(f"{path} is not a Python file (.py)")
-    before = {*GROUP_LOSSES, *TOKEN_LOSSES}
-    try:
-        # Not entered in sys.modules: what is sent to other processes then travels with its code.
-        spec = importlib.util.spec_from_file_location("openrlhf_apo_user_loss", path)
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
-        for registry in (GROUP_LOSSES, TOKEN_LOSSES):
-            for name in set(registry) - before:
-                del registry[name]
-        message = str(error).splitlines()[0] if str(error) else ""
-        raise LossError(f"{path} cannot be loaded: {type(error).__name__}: {message}") from None
-    names = [name for name in (*GROUP_LOSSES, *TOKEN_LOSSES) if name not in before]
-    if not names:
-        raise LossError(f'{path} registers no loss: decorate one with @group_loss("name") or @token_loss("name")')
-    _LOADED[path] = names
-    return names

@@ -1,4 +1,4 @@
-"""The target q of a group: what the policy should look like over its own P completions, given their rewards.
+"""The target q of a group: how likely each of its P completions should be, given their rewards.
 
     A_i = (R_i - mean R) / (sigma_R + eps)     sigma_R: population standard deviation, 1/P     (4)
     q   = softmax(A / beta_r)                                                                  (5)
@@ -20,7 +20,7 @@ class GroupTargetBuilder(Checked):
     """Turns rewards into log q.
 
     beta_r: temperature of the target; smaller is greedier. eps: keeps the z-score finite, in units of reward.
-    A bad setting raises ValueError naming the field.
+    ValueError, naming the field, for a bad setting.
     """
 
     beta_r: float = setting(
@@ -35,7 +35,7 @@ class GroupTargetBuilder(Checked):
     def __call__(self, rewards: torch.Tensor) -> torch.Tensor:
         """rewards[G, P] -> log_q[G, P], float64. A group of equal rewards gives exactly the uniform distribution.
 
-        Raises ValueError naming the first group whose rewards are not all finite.
+        ValueError, naming the group, for rewards that are not finite.
         """
         rewards = check_groups("rewards", rewards)
         # Equal rewards may miss their mean by a rounding, but all by the same one, which the softmax takes out again.

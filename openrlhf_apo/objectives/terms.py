@@ -1,4 +1,4 @@
-"""What the driver decides about an optimizer step: the objective as numbers per sample."""
+"""An optimizer step as the driver hands it to the ranks: numbers per sample."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Terms:
-    """The objective of one optimizer step, or of some of its samples, as a sum over samples that knows of no other:
+    """The objective of one optimizer step, or of some of its samples: a sum to which each sample adds its own part.
 
         L = sum_i [ log_prob_i sum_t log pi(y_it) + weight_i sum_t f_it loss(y_it, advantage_it)
                     + kl_i sum_t KL_it(pi || pi_ref) - entropy_i sum_t H_it ]
 
-    `columns` holds those that are present, each [N] float64, by the names above; `kl_reward` = beta_i makes
-    advantage_it = advantage_i - beta_i sum_{s >= t} KL_is(pi_old || pi_ref), KL in the reward as OpenRLHF has it.
+    `columns` holds the numbers by these names, each [N] float64; a part without its column is not there. The column
+    `kl_reward` = beta_i puts KL into the reward, as OpenRLHF has it: advantage_it = advantage_i - beta_i
+    sum_{s >= t} KL_is(pi_old || pi_ref).
     """
 
     columns: dict[str, Tensor]
@@ -31,8 +32,8 @@ class Terms:
         return "kl" in self.columns or "kl_reward" in self.columns
 
     def take(self, indices: list[int], real: list[bool] | None = None) -> "Terms":
-        """The terms of these samples, in this order. `real`: False for a ghost, a repeated sample that counts for
-        nothing; it makes a column `real`, 1 or 0."""
+        """The terms of these samples, in this order. real: False marks a ghost, a repeated sample that must not count.
+        All its numbers become 0; the column `real` says so, 1 or 0."""
         columns = {name: values[indices] for name, values in self.columns.items()}
         if real is not None:
             counts = torch.tensor(real, dtype=torch.float64)
@@ -41,5 +42,5 @@ class Terms:
         return Terms(columns, self.loss, weights)
 
     def column(self, name: str, like: Tensor) -> Tensor:
-        """[N, 1], in the dtype and on the device of `like`, to weigh samples."""
+        """A column as [N, 1], with the dtype and the device of `like`."""
         return self.columns[name].to(like)[:, None]

@@ -17,8 +17,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"the objective: {', '.join(GROUP_LOSSES)} (group losses), {', '.join(TOKEN_LOSSES)} (token losses), or "
         "openrlhf: OpenRLHF's own step by its flags; default apo",
     )
-    add("--loss_path", metavar="FILE.py", help="a file with losses or alpha controllers of your own")
-    add("--alpha_mode", choices=list(CONTROLLERS), default="guarded", help="how alpha is chosen (default guarded)")
+    add("--loss_path", metavar="FILE.py", help="a file with losses or alpha controllers of your own, docs/own_loss.md")
+    add(
+        "--alpha_mode",
+        choices=list(CONTROLLERS),
+        default="guarded",
+        help="how alpha is chosen, for a loss that has one (default guarded)",
+    )
     add_owned_flags(parser)
 
     switches = parser.add_argument_group("beside any loss")

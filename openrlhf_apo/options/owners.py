@@ -16,7 +16,7 @@ from openrlhf_apo.objectives import (
     Guidance,
     Loss,
 )
-from openrlhf_apo.settings import Setting, settings_of
+from openrlhf_apo.settings import Setting, construct, settings_of
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupSettings
 
@@ -41,7 +41,7 @@ class Owner:
             if each.part is not None:
                 value = value[each.part]
             fields[each.name] = tuple(value) if each.count is not None and value is not None else value
-        return self.cls(**fields)
+        return construct(self.cls, **fields)
 
 
 def losses() -> dict[str, Loss]:

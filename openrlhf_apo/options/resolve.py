@@ -9,12 +9,13 @@ import yaml
 
 from openrlhf_apo import cpu
 from openrlhf_apo.errors import LossError, OptionError
-from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF, load_losses
+from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options import flags, owners
 from openrlhf_apo.options.check_cluster import check_cluster
 from openrlhf_apo.options.check_model import check_model
 from openrlhf_apo.options.checks import check_before_openrlhf, check_inputs, check_settings
 from openrlhf_apo.options.effects import check_values, refuse_flags_without_effect
+from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
 from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
@@ -33,7 +34,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     Raises OptionError for anything that cannot work or would have no effect. `check_model_folder=False` does not look
     at the model, which may have yet to be made.
     """
-    own = _own_losses(argv)
+    own = _own_file(argv)
     parser = make_parser()
     args = parser.parse_args(argv)
     given = _given(parser, argv)
@@ -113,8 +114,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _own_losses(argv: list[str]) -> list[str]:
-    """The names of the losses of --loss_path, which are loaded before there can be a parser with their flags."""
+def _own_file(argv: list[str]) -> OwnFile:
+    """Load the file of --loss_path, before there can be a parser with the flags that it brings."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--loss_path")
     first.add_argument("--config")
@@ -123,7 +124,7 @@ def _own_losses(argv: list[str]) -> list[str]:
     if path is None and known.config:
         path = flatten(_yaml(known.config)).get("loss_path")
     try:
-        return load_losses(path) if path else []
+        return load_own_file(path) if path else OwnFile()
     except LossError as error:
         raise OptionError(f"--loss_path {error}") from None
 
@@ -185,16 +186,20 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _loss(args: argparse.Namespace, own: list[str]) -> str:
+def _loss(args: argparse.Namespace, own: OwnFile) -> str:
     """The name of the objective. A file that holds one loss need not be named again."""
-    loss = args.loss or (own[0] if len(own) == 1 else None if own else "apo")
+    loss = args.loss or (own.losses[0] if len(own.losses) == 1 else None if own.losses else "apo")
     if loss is None:
-        raise OptionError(f"--loss_path {args.loss_path} holds several losses, {', '.join(own)}: choose one by --loss")
+        raise OptionError(
+            f"--loss_path {args.loss_path} holds several losses, {', '.join(own.losses)}: choose one by --loss"
+        )
     known = [*owners.losses(), OPENRLHF]
     if loss not in known:
         raise OptionError(f"--loss {loss}: no such loss; there are {', '.join(sorted(known))} (or --loss_path)")
-    if own and loss not in own:
-        raise OptionError(f"--loss_path has no effect with --loss {loss}: drop it, or choose {', '.join(own)}")
+    if own != OwnFile() and loss not in own.losses and args.alpha_mode not in own.controllers:
+        choices = [f"--loss {name}" for name in own.losses] + [f"--alpha_mode {name}" for name in own.controllers]
+        given = f"--loss {loss}" + (f" --alpha_mode {args.alpha_mode}" if own.controllers else "")
+        raise OptionError(f"--loss_path has no effect with {given}: drop it, or choose {' or '.join(choices)}")
     return loss
 
 
@@ -206,7 +211,12 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     if not openrlhf:
         defaults |= {"algo.kl.init_coef": 0.0, "algo.kl.use_loss": args.loss in GROUP_LOSSES}
         defaults |= _of_the_loss(args.loss)
-        defaults |= owners.losses()[args.loss].presets(getattr(args, "rollout.max_new_tokens"))
+        presets = owners.losses()[args.loss].presets(getattr(args, "rollout.max_new_tokens"))
+        if unknown := [flag for flag in presets if not hasattr(args, flag)]:
+            raise OptionError(
+                f"--loss {args.loss}: its presets name an unknown flag, {unknown[0]!r}: correct its name"
+            )
+        defaults |= presets
         if "actor.eps_clip" in given:
             defaults.pop("actor.eps_clip_low_high", None)
         if getattr(args, "adrpo.enable"):

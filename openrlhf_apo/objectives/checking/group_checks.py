@@ -1,7 +1,6 @@
-"""What a registered group loss does on random groups, for cli.check_loss.
+"""What a group loss does on random groups.
 
-A check takes the loss's name and returns a finding, one line of text. It raises LossError, one line, for what cannot
-be trained on: a wrong shape, no gradient, a value that is not finite on ordinary inputs, a coefficient that depends on
+Errors are a wrong shape, no gradient, values that are not finite on ordinary inputs, and a coefficient that depends on
 the other groups of the batch or on the order of the answers.
 """
 
@@ -13,15 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from openrlhf_apo.errors import LossError
+from openrlhf_apo.errors import LossError, in_one_line
+from openrlhf_apo.objectives.group_base import coefficients
+from openrlhf_apo.objectives.registry import GROUP_LOSSES
+from openrlhf_apo.objectives.uses import GROUP_USES
 
-from .group_base import coefficients
+from . import findings
+from .findings import TOLERANCE, differ, watch
 from .random_groups import Batch, random_batch
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows
 VARIED = ("binary", "graded")
 EXTREMES = {"log_ratio ±50 nats": {"log_ratio": "large"}, "lengths of 1 and 100,000": {"lengths": "extreme"}}
-TOLERANCE = 1e-6  # of the largest |c|; wide enough for a loss that computes in float32
 
 
 def gradient(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -32,10 +34,9 @@ def gradient(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
         result = coefficients(name, batch.log_ratio, batch.rewards, batch.context)
     except LossError:
         raise
-    except Exception as error:  # the user's code
-        message = str(error).splitlines()[0] if str(error) else ""
+    except Exception as error:  # your own code
         G, P = batch.rewards.shape
-        raise LossError(f"group loss {name!r} fails at G = {G}, P = {P}: {type(error).__name__}: {message}") from None
+        raise LossError(f"group loss {name!r} fails at G = {G}, P = {P}: {in_one_line(error)}") from None
     if not all(map(torch.equal, before, inputs)):
         raise LossError(f"group loss {name!r} changes its inputs in place: work on copies")
     return result
@@ -44,10 +45,6 @@ def gradient(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
 def _varied(name: str, shape: tuple[int, int], **choice) -> Tensor:
     """c[2, G, P] on binary and on graded rewards."""
     return torch.stack([gradient(name, random_batch(shape, rewards, **choice))[1] for rewards in VARIED])
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    return (a - b).abs().max().item() > TOLERANCE * max(a.abs().max().item(), b.abs().max().item())
 
 
 def _show(c: Tensor) -> str:
@@ -77,7 +74,7 @@ def check_finite(name: str) -> str:
 
 
 def check_repeatable(name: str) -> str:
-    if _differ(_varied(name, (4, 4)), _varied(name, (4, 4))):
+    if differ(_varied(name, (4, 4)), _varied(name, (4, 4))):
         raise LossError(f"group loss {name!r} gives different gradients for the same inputs: is it random?")
     return "the same inputs give the same gradient"
 
@@ -88,7 +85,7 @@ def check_groups(name: str) -> str:
         together = gradient(name, batch)[1]
         for groups in (slice(0, 2), *(slice(g, g + 1) for g in range(4))):
             alone = gradient(name, batch.select(groups))[1]
-            if _differ(alone, together[groups]):
+            if differ(alone, together[groups]):
                 g = int((alone - together[groups]).abs().amax(-1).argmax())
                 raise LossError(
                     f"group loss {name!r} depends on which groups share a step: c of a group is "
@@ -103,7 +100,7 @@ def check_permutation(name: str) -> str:
     for rewards in VARIED:
         batch = random_batch((3, 6), rewards)
         first, second = gradient(name, batch)[1][:, order], gradient(name, batch.select(answers=order))[1]
-        if _differ(first, second):
+        if differ(first, second):
             g = int((first - second).abs().amax(-1).argmax())
             raise LossError(
                 f"group loss {name!r} is not permutation equivariant: with rewards {batch.rewards[g, order].tolist()} "
@@ -150,39 +147,42 @@ def check_direction(name: str) -> str:
     rewards = torch.stack([random_batch((8, 8), rewards).rewards for rewards in VARIED])
     c = _varied(name, (8, 8), log_ratio="anchor")
     rise = -(c * (rewards - rewards.mean(-1, keepdim=True))).sum(-1).flatten()  # [16]
-    if (rise > 0).all():
-        return "they rise, at the anchor"
-    if (rise < 0).all():
-        return "they fall, at the anchor: is the sign right?"
-    return f"they rise in {int((rise > 0).sum())} and fall in {int((rise < 0).sum())} of {len(rise)} groups"
+    return findings.direction(rise, "at the anchor")
 
 
 def check_scale(name: str) -> str:
     own, apo = (_varied(loss, (8, 8), log_ratio="anchor").abs().mean().item() for loss in (name, "apo"))
-    factor = own / apo
-    if factor < 1e-9:
-        return "zero at the anchor: a step that starts there trains nothing"
-    finding = f"mean |c| at the anchor is {factor:.3g} x apo's at alpha 0.6"
-    if 0.8 <= factor <= 1.25:
-        return finding
-    word, times = ("large", factor) if factor > 1 else ("small", 1 / factor)
-    return f"{finding}: with SGD, apo's learning rate is {times:.3g} times too {word}; Adam cancels most of it"
+    return findings.scale(own / apo, "c", "at the anchor", "apo", " at alpha 0.6")
 
 
 def check_alpha(name: str) -> str:
     alphas = (0.2, 0.4, 0.6, 0.9)
     separate = [_varied(name, (4, 4), alpha=alpha) for alpha in alphas]
-    if not any(_differ(separate[0], c) for c in separate[1:]):
+    if not any(differ(separate[0], c) for c in separate[1:]):
+        if "alpha" in GROUP_LOSSES[name].uses:
+            return f"is declared but does not matter: {GROUP_USES['alpha'].unread}; drop it from uses="
         return "does not matter"
     try:
         together = _varied(name, (4, 4), alpha=torch.tensor(alphas, dtype=torch.float64))
-        right = not _differ(together, torch.stack([c[:, g] for g, c in enumerate(separate)], dim=1))
+        right = not differ(together, torch.stack([c[:, g] for g, c in enumerate(separate)], dim=1))
     except LossError:
         right = False
     return "matters" if right else "matters, but not one per group as [G]: --apo.ess_scope group would be wrong"
 
 
+def check_uses(name: str) -> str:
+    read = set()
+    for rewards in ("equal", *VARIED):
+        for log_ratio in ("anchor", "moderate"):
+            batch = random_batch((4, 4), rewards, log_ratio)
+            fields = watch(batch.context)
+            coefficients(name, batch.log_ratio, batch.rewards, batch.context)
+            read |= fields
+    return findings.unread_uses(GROUP_LOSSES[name], GROUP_USES, read, "context")
+
+
 CHECKS: dict[str, Callable[[str], str]] = {
+    "settings": lambda name: findings.check_settings("group", GROUP_LOSSES[name]),
     "shape": check_shape,
     "finite": check_finite,
     "repeatable": check_repeatable,
@@ -194,5 +194,6 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "sum of c per group": check_sum,
     "better answers": check_direction,
     "scale": check_scale,
+    "uses": check_uses,
     "alpha": check_alpha,
 }

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .apo import AlphaDivergenceLoss
-from .group_base import GroupContext
-from .target import GroupTargetBuilder
+from openrlhf_apo.objectives.apo import AlphaDivergenceLoss
+from openrlhf_apo.objectives.group_base import GroupContext
+from openrlhf_apo.objectives.target import GroupTargetBuilder
 
 
 @dataclass(frozen=True, eq=False)
