@@ -15,7 +15,7 @@ extra=${2:-}
 [[ -z $extra || $extra == test ]] || fail "unknown extra '$extra': only 'test'"
 
 stamp=.venv/.installed-$kind
-state=$(cat requirements/* scripts/install.sh setup.py | sha256sum | cut -d' ' -f1)
+state=$(cat requirements/* scripts/install.sh setup.py pyproject.toml | sha256sum | cut -d' ' -f1)
 done_with() { [[ -f $1 && $(cat "$1") == "$state" ]]; }
 
 if ! done_with "$stamp"; then
