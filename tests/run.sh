@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 bash scripts/install.sh cpu test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 # Two files at a time: the tests of a file share what its fixtures make.
 .venv/bin/python -m pytest -q --durations=10 -n 2 --dist loadfile "$@"

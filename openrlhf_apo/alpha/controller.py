@@ -10,11 +10,11 @@ registers `--alpha_mode mine`; CONTRIBUTING.md shows a whole one.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
-from openrlhf_apo.settings import Checked, check_choice, setting
+from openrlhf_apo.settings import Checked, check_choice, setting, settings_of
 
 from .signals import AlphaSignals
 
@@ -29,18 +29,18 @@ class AlphaController(Checked):
     over the target's own; "token", 1 - token entropy / log V.
     """
 
-    confidence: ClassVar[str] = "candidate"
-    _state: dict[str, float | None]
+    confidence: str = "candidate"
+    _state: dict[str, Any]  # JSON-able
     metrics: dict[str, float | str | dict[str, int]]
 
     def step(self, signals: AlphaSignals) -> float | torch.Tensor:
         """Return alpha for this optimizer step, and update `metrics` and the state."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, float | None]:
+    def state_dict(self) -> dict[str, Any]:
         return dict(self._state)
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken; ValueError if another kind of controller wrote it."""
         if set(state) != set(self._state):
             raise ValueError(
@@ -60,7 +60,7 @@ class BoundedAlpha(AlphaController):
         0.1, "weight of the new alpha in its moving average (Eq. 23); 1 is none", within="(0, 1]", flag="apo.rho"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha_min >= self.alpha_max:
             raise ValueError(
@@ -80,10 +80,10 @@ def alpha_controller(name: str) -> Callable:
     return register
 
 
-def build_alpha_controller(mode: str, **settings) -> AlphaController:
+def build_alpha_controller(mode: str, **settings: Any) -> AlphaController:
     """A controller by its name. ValueError names another mode, a setting that mode lacks, or a bad value."""
     check_choice("alpha_mode", mode, CONTROLLERS)
-    known = CONTROLLERS[mode].__dataclass_fields__
+    known = [each.name for each in settings_of(CONTROLLERS[mode])]
     for name in settings:
         if name not in known:
             raise ValueError(f"{name} is not a setting of alpha_mode {mode!r}, which takes {', '.join(known)}")

@@ -15,7 +15,7 @@ class FixedAlpha(AlphaController):
 
     alpha: float = setting(0.6, "alpha", within="[0, 1]", flag="apo.alpha")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._state = {}
         self.metrics = {}

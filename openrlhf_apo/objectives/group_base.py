@@ -11,6 +11,7 @@ micro-batching, packing and sharding. docs/own_loss.md shows how to add one; cli
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class DeclaredContext:
     def __init__(self, context: GroupContext, loss: Loss):
         self._context, self._loss = context, loss
 
-    def __getattr__(self, field: str):
+    def __getattr__(self, field: str) -> Any:
         use, loss = self._DECLARED_AS.get(field), self._loss
         if use is not None and use not in loss.uses:
             uses = ", ".join(repr(each) for each in [*sorted(loss.uses), use])
@@ -68,8 +69,9 @@ def coefficients(
     """
     loss = GROUP_LOSSES[name]() if loss is None else loss
     log_ratio = log_ratio.double().detach().requires_grad_()
+    declared = cast(GroupContext, DeclaredContext(context, GROUP_LOSSES[name]))
     with torch.enable_grad():
-        value = loss(log_ratio, rewards.double(), DeclaredContext(context, GROUP_LOSSES[name]))
+        value = loss(log_ratio, rewards.double(), declared)
     expected = tuple(log_ratio.shape[:1])
     if not isinstance(value, Tensor) or tuple(value.shape) != expected:
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

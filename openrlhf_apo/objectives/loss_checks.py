@@ -8,7 +8,7 @@ the other groups of the batch or on the order of the answers.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +16,15 @@ from torch import Tensor
 from openrlhf_apo.errors import LossError
 
 from .group_base import coefficients
-from .random_groups import Batch, random_batch
+from .random_groups import Batch, Rewards, random_batch
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows
-VARIED = ("binary", "graded")
-EXTREMES = {"log_ratio ±50 nats": {"log_ratio": "large"}, "lengths of 1 and 100,000": {"lengths": "extreme"}}
+VARIED: tuple[Rewards, ...] = ("binary", "graded")
+REWARDS: tuple[Rewards, ...] = ("equal", *VARIED)
+EXTREMES: dict[str, dict[str, Any]] = {
+    "log_ratio ±50 nats": {"log_ratio": "large"},
+    "lengths of 1 and 100,000": {"lengths": "extreme"},
+}
 TOLERANCE = 1e-6  # of the largest |c|; wide enough for a loss that computes in float32
 
 
@@ -41,7 +45,7 @@ def gradient(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
     return result
 
 
-def _varied(name: str, shape: tuple[int, int], **choice) -> Tensor:
+def _varied(name: str, shape: tuple[int, int], **choice: Any) -> Tensor:
     """c[2, G, P] on binary and on graded rewards."""
     return torch.stack([gradient(name, random_batch(shape, rewards, **choice))[1] for rewards in VARIED])
 
@@ -56,7 +60,7 @@ def _show(c: Tensor) -> str:
 
 def check_shape(name: str) -> str:
     for shape in SHAPES:
-        for rewards in ("equal", *VARIED):
+        for rewards in REWARDS:
             for log_ratio in ("anchor", "moderate"):
                 loss, _ = gradient(name, random_batch(shape, rewards, log_ratio))
     if not any(_varied(name, shape).any() for shape in SHAPES):
@@ -68,7 +72,7 @@ def check_shape(name: str) -> str:
 
 def check_finite(name: str) -> str:
     for what, choice in EXTREMES.items():
-        for rewards in ("equal", *VARIED):
+        for rewards in REWARDS:
             try:
                 gradient(name, random_batch((16, 4), rewards, **choice))
             except LossError as error:

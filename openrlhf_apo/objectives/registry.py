@@ -12,9 +12,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from typing import Any, TypeVar
 
 from openrlhf_apo.errors import LossError
 from openrlhf_apo.settings import Setting, settings_of
+
+T = TypeVar("T")
 
 OPENRLHF = "openrlhf"  # --loss openrlhf is OpenRLHF's own step, and no loss of this registry
 
@@ -35,14 +38,15 @@ class Loss:
     """A registered loss. `implementation`: a function, or the class to build with the values of its settings."""
 
     name: str
-    implementation: type | Callable
+    implementation: Any
     uses: frozenset[str]
 
     @property
     def settings(self) -> list[Setting]:
-        return settings_of(self.implementation) if is_dataclass(self.implementation) else []
+        owner = self.implementation
+        return settings_of(owner) if isinstance(owner, type) and is_dataclass(owner) else []
 
-    def __call__(self, **settings):
+    def __call__(self, **settings: Any) -> Any:
         """The loss itself, with values for its settings."""
         return self.implementation(**settings) if isinstance(self.implementation, type) else self.implementation
 
@@ -56,7 +60,7 @@ TOKEN_LOSSES: dict[str, Loss] = {}
 _LOADED: dict[str, list[str]] = {}
 
 
-def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable:
+def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable[[T], T]:
     """Register a function of (log_ratio[G, P], rewards[G, P], context), float64, that returns the loss of each group
     [G], or a dataclass whose instances are such functions. `uses`: what it reads of the context (GROUP_USES).
 
@@ -65,13 +69,15 @@ def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable:
     return _register("group", name, uses, GROUP_LOSSES, GROUP_USES)
 
 
-def token_loss(name: str, uses: tuple[str, ...] = ()) -> Callable:
+def token_loss(name: str, uses: tuple[str, ...] = ()) -> Callable[[T], T]:
     """Register a subclass of TokenLoss. `uses`: what it asks of the step (TOKEN_USES). Raises LossError as above."""
     return _register("token", name, uses, TOKEN_LOSSES, TOKEN_USES)
 
 
-def _register(kind: str, name: str, uses, registry: dict[str, Loss], known: dict[str, str]) -> Callable:
-    def register(implementation):
+def _register(
+    kind: str, name: str, uses: tuple[str, ...], registry: dict[str, Loss], known: dict[str, str]
+) -> Callable[[T], T]:
+    def register(implementation: T) -> T:
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise LossError(f"{kind} loss name {name!r}: use letters, digits and underscores")
         if name in GROUP_LOSSES or name in TOKEN_LOSSES or name == OPENRLHF:
@@ -79,7 +85,7 @@ def _register(kind: str, name: str, uses, registry: dict[str, Loss], known: dict
         for use in uses:
             if use not in known:
                 raise LossError(f"{kind} loss {name!r}: uses={use!r} is not one of {', '.join(known)}")
-        if is_dataclass(implementation):
+        if isinstance(implementation, type) and is_dataclass(implementation):
             settings_of(implementation)  # a setting of a type that no flag can have is a TypeError here
         registry[name] = Loss(name, implementation, frozenset(uses))
         return implementation
@@ -102,6 +108,7 @@ def load_losses(path: str) -> list[str]:
     try:
         # Not entered in sys.modules: what is sent to other processes then travels with its code.
         spec = importlib.util.spec_from_file_location("openrlhf_apo_user_loss", path)
+        assert spec is not None and spec.loader is not None  # it ends in .py
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except (Exception, SystemExit) as error:  # whatever the user's file raises
         for registry in (GROUP_LOSSES, TOKEN_LOSSES):
