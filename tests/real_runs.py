@@ -19,13 +19,16 @@ def reward_func(queries, prompts, labels, **kwargs):
 """
 
 
-def train(flags: list[str], out: Path, *more: str, timeout: float = 240) -> subprocess.CompletedProcess:
-    command = [*MODULE, *flags, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt"), *more]
+def train(
+    flags: list[str], out: Path, *more: str, runtime: str = "ray", timeout: float = 240
+) -> subprocess.CompletedProcess:
+    where = ["--runtime", runtime, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt")]
+    command = [*MODULE, *flags, *where, *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
-def succeed(flags: list[str], out: Path, *more: str) -> list[dict]:
-    result = train(flags, out, *more)
+def succeed(flags: list[str], out: Path, *more: str, runtime: str = "ray") -> list[dict]:
+    result = train(flags, out, *more, runtime=runtime)
     assert result.returncode == 0, result.stderr[-4000:]
     return read_metrics(out / "metrics.jsonl")
 

@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from openrlhf_apo.alpha import GuardedAlpha
 from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo
-from openrlhf_apo.ranks.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
+from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.ranks.learner import Learner
-from openrlhf_apo.ranks.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
 from openrlhf_apo.trainer.regularizer import Regularizer
@@ -27,7 +28,7 @@ from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 from openrlhf_apo.trainer.token_objective import TokenObjective, TokenPlan
 from openrlhf_apo.trainer.update import Update
 
-# DeepSpeed and OpenRLHF are imported where they are used: openrlhf_apo.ranks prepares this process for them.
+# DeepSpeed and OpenRLHF are imported where they are used: openrlhf_apo.ranks.deepspeed prepares this process for them.
 
 ADAM = {"betas": (0.0, 0.95), "eps": 1e-2, "weight_decay": 0.0}  # β1 = 0: exp_avg is the gradient
 
@@ -56,7 +57,7 @@ class SpmdPolicy(ShardedPolicy):
 
     def apply(self, step, terms):
         report = super().apply(step, terms)
-        self.gradients.append(full_state(self.learner.actor.model, "exp_avg"))
+        self.gradients.append(full_state(self.learner.backend.policy.model, "exp_avg"))
         return report
 
 
@@ -112,7 +113,7 @@ def run_case(job: dict) -> dict:
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
     if job["regularizer"]:
         reference = strategy.prepare(load(strategy.get_ds_eval_config()))
-    learner = Learner(strategy, actor, scheduler, pad_token_id=0, anchor=anchor, reference=reference)
+    learner = Learner(DeepSpeedBackend(strategy, actor, scheduler, anchor, reference), pad_token_id=0)
     policy = SpmdPolicy(learner, micro_batch_size)
     if job["loss"] in TOKEN_LOSSES:
         loss = TOKEN_LOSSES[job["loss"]]

@@ -221,7 +221,7 @@ def test_config_file_and_command_line(base, tmp_path):
 def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     recipe = str(ROOT / "configs" / "qwen3_math3.yaml")
-    gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4"]
+    gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4", "--ds.packing_samples"]
     args = resolve([*base[:4], "--config", recipe, *gpus, "--eval.dataset", base[3]])
     assert args.ds.packing_samples and args.vllm.enable_sleep and args.train.colocate_all
     assert (args.ds.param_dtype, args.ds.attn_implementation) == ("bf16", "flash_attention_2")

@@ -38,10 +38,10 @@ def test_documented_command_is_accepted(page, command):
         arguments = words[2:]
         is_trainer = "train_apo_ray" in script.read_text()
     else:
-        assert words[0].endswith("python") and words[1] == "-m", command
-        is_trainer = words[2] == "openrlhf_apo.cli.train_apo_ray"
-        arguments = words[3:]
-        usage = subprocess.run([sys.executable, "-m", words[2], "--help"], capture_output=True, text=True)
+        assert words[0].endswith("python"), command
+        program, arguments = (words[1:3], words[3:]) if words[1] == "-m" else ([str(ROOT / words[1])], words[2:])
+        is_trainer = program[-1] == "openrlhf_apo.cli.train_apo_ray"
+        usage = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True)
         assert usage.returncode == 0, usage.stderr
         assert [w for w in arguments if w.startswith("--") and w.split("=")[0] not in usage.stdout] == []
     if is_trainer:

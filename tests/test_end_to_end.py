@@ -61,7 +61,16 @@ def test_guarded_run_writes_what_others_rely_on(guarded):
 
 def test_killed_and_resumed_run_logs_what_the_uninterrupted_one_logs(flags, sums, guarded, tmp_path):
     evaluation = ["--eval.dataset", sums, *EVALUATION]
-    more = [*RESUMABLE, *evaluation, "--ckpt.output_dir", str(tmp_path), "--ckpt.path", str(tmp_path / "ckpt")]
+    more = [
+        "--runtime",
+        "ray",
+        *RESUMABLE,
+        *evaluation,
+        "--ckpt.output_dir",
+        str(tmp_path),
+        "--ckpt.path",
+        str(tmp_path / "ckpt"),
+    ]
     process = subprocess.Popen([*MODULE, *flags, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     marker = tmp_path / "ckpt" / "_actor" / "latest"
     deadline = time.time() + 200
@@ -84,7 +93,7 @@ def test_resume_at_the_end_does_nothing_and_says_so(flags, guarded):
     assert (guarded / "metrics.jsonl").read_text() == before
 
 
-def test_two_ranks_train_the_weights_of_one(flags, guarded, tmp_path):
+def test_two_ranks_and_the_embedded_runtime_train_the_weights_of_one(flags, guarded, tmp_path):
     common = [
         *flags,
         "--apo.load_rollouts",
@@ -101,6 +110,10 @@ def test_two_ranks_train_the_weights_of_one(flags, guarded, tmp_path):
         assert a["inner/alpha"] == pytest.approx(b["inner/alpha"], abs=1e-6)
         assert a["ess_outcome"] == b["ess_outcome"]
     assert weight_error(tmp_path / "one", tmp_path / "two") <= 1e-5
+    alone = succeed(common, tmp_path / "alone", "--train.micro_batch_size", "32", runtime="embedded")
+    assert weight_error(tmp_path / "one", tmp_path / "alone") <= 1e-5
+    for a, b in zip(one, alone, strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4) and a["lr"] == b["lr"]
 
 
 def test_ess_from_the_engine_on_two_ranks(flags, tmp_path):
@@ -118,16 +131,17 @@ def test_bad_rewards_stop_the_run_or_cost_their_group(flags, tmp_path):
         '    if prompts[0] == "3+2=":\n        raise RuntimeError("no reward for this one")\n'
         "    return good(queries, prompts, labels)\n"
     )
-    result = train(flags, tmp_path / "a", "--reward.remote_url", str(reward))
+    result = train(flags, tmp_path / "a", "--reward.remote_url", str(reward), runtime="embedded")
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "raised RuntimeError: no reward for this one (prompt '3+2='" in line
-    rows = succeed(flags, tmp_path / "b", "--reward.remote_url", str(reward), "--reward.max_failures", "8")
+    more = ["--reward.remote_url", str(reward), "--reward.max_failures", "8"]
+    rows = succeed(flags, tmp_path / "b", *more, runtime="embedded")
     assert rows[-1]["reward_failures"] == 8
 
 
 def test_a_dead_engine_ends_the_run(flags, tmp_path):
-    command = [*MODULE, *flags, "--train.num_episodes", "50", "--ckpt.output_dir", str(tmp_path)]
+    command = [*MODULE, *flags, "--runtime", "ray", "--train.num_episodes", "50", "--ckpt.output_dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 200
     while not (tmp_path / "metrics.jsonl").exists():
@@ -150,7 +164,7 @@ def test_an_engine_that_cannot_start_ends_the_run(flags, tmp_path):
 
 def test_ray_job_submit(flags, tmp_path):
     script = Path(__file__).parents[1] / "examples" / "scripts" / "ray_job_submit.sh"
-    out = ["--ckpt.output_dir", str(tmp_path / "out"), "--data.max_samples", "8"]
+    out = ["--runtime", "ray", "--ckpt.output_dir", str(tmp_path / "out"), "--data.max_samples", "8"]
     environment = os.environ | {"NUM_GPUS": "2"}
     result = subprocess.run(
         ["bash", str(script), *flags, *out], capture_output=True, text=True, timeout=280, env=environment

@@ -1,6 +1,7 @@
-"""Every objective through the real stack: from saved rollouts where that suffices, from the engine where sampling is
-its own. Untrained model, dense reward: what is tested is the machinery."""
+"""Every objective by the command: embedded, from saved rollouts where that suffices, and on Ray where the cluster's
+own part is tested. Untrained model, dense reward: what is tested is the machinery."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import whole_groups
 
+embedded = partial(succeed, runtime="embedded")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
@@ -17,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def rollouts(flags, tmp_path_factory) -> str:
     """Five rollouts of an APO run from the engine."""
     out = tmp_path_factory.mktemp("apo")
-    rows = succeed(flags, out, "--data.max_samples", "40", "--apo.save_rollouts", str(out / "rollouts"))
+    rows = embedded(flags, out, "--data.max_samples", "40", "--apo.save_rollouts", str(out / "rollouts"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     return str(out / "rollouts")
 
@@ -28,7 +30,7 @@ FROM_FILES = sorted((GROUP_LOSSES.keys() | TOKEN_LOSSES.keys()) - {"apo", "dapo"
 @pytest.mark.parametrize("loss", FROM_FILES)
 def test_every_loss_trains(flags, rollouts, tmp_path, loss):
     """apo, dapo, g2rpo_a and openrlhf have runs of their own."""
-    rows = succeed(flags, tmp_path, "--loss", loss, "--apo.load_rollouts", rollouts)
+    rows = embedded(flags, tmp_path, "--loss", loss, "--apo.load_rollouts", rollouts)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in rows)
     assert all(row["inner/log_ratio_std"][0] == 0 < row["inner/log_ratio_std"][1] for row in rows)
@@ -57,14 +59,14 @@ def test_gspo_from_the_engine_with_adrpo_and_entropy(flags, tmp_path):
 def test_dapo_samples_groups_of_equal_rewards_anew(flags, tmp_path):
     reward = tmp_path / "first.py"
     reward.write_text(DIGITS_REWARD.replace("sum(c.isdigit() for c in query[len(prompt):]) / 16", FIRST_IS_A_DIGIT))
-    rows = succeed(flags, tmp_path / "out", "--loss", "dapo", "--reward.remote_url", str(reward))
+    rows = embedded(flags, tmp_path / "out", "--loss", "dapo", "--reward.remote_url", str(reward))
     assert all(row["zero_variance_fraction"] == 0 and row["generations"] >= 1 for row in rows)
     assert sum(row["filtered_groups"] for row in rows) > 0
 
 
 def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
     more = ["--loss", "g2rpo_a", "--guidance.length", "4", "--guidance.share", "0.25"]
-    rows = succeed(flags, tmp_path, *more, "--apo.save_rollouts", str(tmp_path / "rollouts"))
+    rows = embedded(flags, tmp_path, *more, "--apo.save_rollouts", str(tmp_path / "rollouts"))
     assert rows[0]["guidance_tokens"] == 4 and all(1 <= row["guidance_tokens"] <= 4 for row in rows)
     for step, row in enumerate(rows, start=1):
         for group in whole_groups(RolloutFiles(str(tmp_path / "rollouts")).read(step), 8):
@@ -77,8 +79,8 @@ def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
 def test_a_loss_of_ones_own_trains_like_the_built_in_one(flags, rollouts, tmp_path):
     mine = str(Path(__file__).parents[1] / "examples" / "python" / "my_loss.py")
     load = ["--apo.load_rollouts", rollouts, "--data.max_samples", "16"]
-    own = succeed(flags, tmp_path / "own", "--loss_path", mine, *load)
-    built_in = succeed(flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
+    own = embedded(flags, tmp_path / "own", "--loss_path", mine, *load)
+    built_in = embedded(flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
     for a, b in zip(own, built_in, strict=True):
         assert a["inner/loss"] == pytest.approx(b["inner/loss"], abs=1e-9)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)

@@ -162,8 +162,8 @@ LOSSES = {
 }
 
 
-def regularised(loss, kind):
-    """tests/spmd.py's REGULARIZERS, written out."""
+def regularised(name, kind):
+    """tests/spmd.py's REGULARIZERS, written out. KL is inside the answer's mean where the loss is one."""
 
     def k3(s):
         d = s["reference"] - s["new"]
@@ -171,12 +171,15 @@ def regularised(loss, kind):
 
     def step_loss(step):
         tokens, samples = num_tokens(step), [s for group in step for s in group]
+        share = [1 / tokens if name == "adpo_softmax" else 1 / (N * len(s["new"])) for s in samples]
         if kind == "kl":
-            extra = sum(0.1 * k3(s).sum() - 0.01 * s["entropies"].sum() for s in samples) / tokens
-            return loss(step) + extra
-        z = [a for group in step for a in z_scores([s["reward"] for s in group])]
-        betas = [min(max(0.1 - a, -0.5), 1.0) for a in z]
-        return loss(step) + sum(b * k3(s).sum() for b, s in zip(betas, samples, strict=True)) / tokens
+            betas = [0.1] * N
+            entropy = sum(0.01 * s["entropies"].sum() for s in samples) / tokens
+        else:
+            betas = [min(max(0.1 - a, -0.5), 1.0) for group in step for a in z_scores([s["reward"] for s in group])]
+            entropy = 0.0
+        kl = sum(w * b * k3(s).sum() for w, b, s in zip(share, betas, samples, strict=True))
+        return LOSSES[name](step) + kl - entropy
 
     return step_loss
 
@@ -195,7 +198,7 @@ def kl_in_reward(step):
 
 
 CASES = {(name, None): loss for name, loss in LOSSES.items()}
-CASES |= {(name, kind): regularised(LOSSES[name], kind) for name in REGULARIZED for kind in ("kl", "adrpo")}
+CASES |= {(name, kind): regularised(name, kind) for name in REGULARIZED for kind in ("kl", "adrpo")}
 CASES[("grpo", "kl_reward")] = kl_in_reward
 SHARDED = (("gspo", "adrpo"), ("grpo", "kl_reward"), ("gtpo", None))
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "openrlhf_apo"
 
@@ -23,15 +25,19 @@ MAY_IMPORT = {
     "cpu": {"errors"},
     "ranks": {"errors", "objectives", "trainer", "cpu"},
     "data": {"errors", "rewards", "trainer"},
+    "embedded": {"errors", "trainer", "cpu", "ranks", "data"},
     "options": {"settings", "errors", "objectives", "alpha", "trainer", "cpu"},
-    "cluster": {"errors", "rewards", "trainer", "cpu", "ranks", "data"},  # not options: a run comes as a plan
+    "cluster": {"errors", "trainer", "cpu", "ranks", "data"},  # as embedded: not options, a run comes as a plan
     "analysis": {"settings", "errors", "objectives", "alpha", "trainer", "cpu", "options"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 MATHS = ("objectives", "alpha")
-# Slow to import, and wanted by processes of a run only: for the rest they stay inside functions.
-OF_A_RUN = {"ray", "deepspeed", "vllm", "openrlhf", "transformers"}
-WITHOUT_A_RUN = ("settings", "errors", *MATHS, "trainer", "options", "analysis", "cli")
+# What a part loads, through others too, none of: slow libraries, which a run's own processes want, stay in functions.
+RUNTIMES = {"ray", "deepspeed", "vllm"}
+LOADS_NONE_OF = {"embedded": RUNTIMES} | {
+    part: RUNTIMES | {"openrlhf", "transformers"}
+    for part in ("settings", "errors", *MATHS, "trainer", "options", "analysis", "cli")
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,6 @@ def part_of(name: str) -> str:
     return name.split(".")[1] if "." in name else "__init__"
 
 
-def no_run() -> list[str]:
-    return [name for name in FILES if part_of(name) in WITHOUT_A_RUN]
-
-
 def loaded_with(name: str) -> set[str]:
     """Top-level names of all that is imported when a module is, through our other modules and their packages too."""
     seen: set[str] = set()
@@ -123,24 +125,23 @@ def test_no_module_imports_itself_through_others():
     TopologicalSorter(graph).prepare()  # CycleError shows the circle
 
 
-def test_nobody_imports_the_commands():
-    assert [name for name in FILES if any(each.module.startswith(f"{PACKAGE}.cli") for each in IMPORTS[name])] == []
-
-
 def test_the_maths_needs_torch_alone():
     needs = {each.top for name in FILES if part_of(name) in MATHS for each in IMPORTS[name]}
     assert needs - sys.stdlib_module_names == {"torch", PACKAGE}
 
 
-def test_what_belongs_to_no_run_loads_none_of_its_libraries():
-    assert {name: found for name in no_run() if (found := loaded_with(name) & OF_A_RUN)} == {}
+def test_slow_libraries_are_loaded_where_they_are_wanted():
+    loaded = {name: loaded_with(name) & LOADS_NONE_OF.get(part_of(name), set()) for name in FILES}
+    assert {name: found for name, found in loaded.items() if found} == {}
 
 
-def test_python_agrees():
-    code = f"import importlib, sys\nfor name in {no_run()}: importlib.import_module(name)\nprint(*sys.modules)"
+@pytest.mark.parametrize("libraries", [RUNTIMES, LOADS_NONE_OF["cli"]], ids=["embedded", "rest"])
+def test_python_agrees(libraries):
+    names = [name for name in FILES if LOADS_NONE_OF.get(part_of(name)) == libraries]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert {module.partition(".")[0] for module in result.stdout.split()} & OF_A_RUN == set()
+    assert {module.partition(".")[0] for module in result.stdout.split()} & libraries == set()
 
 
 def patches_in(tree: ast.Module) -> list[str]:

@@ -17,6 +17,7 @@ from test_token_losses import BAPO, LN2, Case, bapo_bounds, evaluate, in_conflic
 
 from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo, Guidance, alpha_divergence
 from openrlhf_apo.objectives.gtpo import conflict_tokens
+from openrlhf_apo.objectives.kl import approximate_kl
 
 # ---------------------------------------------------------------------------------------------------------------------
 # OpenRLHF's PolicyLoss, float32. In a process of its own: it needs the patches of cpu.install.
@@ -309,3 +310,29 @@ def test_adrpo_of_equal_rewards_is_beta_0():
     assert (Adrpo().betas(make_case("equal").step().rewards) == 0.04).all()
     with pytest.raises(ValueError, match="beta_min must not be above beta_max"):
         Adrpo(beta_min=2.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# KL to the reference, token by token.
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_estimates_and_their_gradients_are_openrlhfs(estimator, tmp_path):
+    x = torch.tensor([-30.0, -10.5, -2.7, -2.6, -1.0, -1e-4, 0.0, 1e-4, 1.0, 4.0, 12.0])
+    code = (
+        "from openrlhf_apo import cpu; cpu.install_for_ranks()\n"
+        "import torch; from openrlhf.models.utils import compute_approx_kl\n"
+        f"x = torch.load({str(tmp_path / 'x.pt')!r}).requires_grad_()\n"
+        f"kl = compute_approx_kl(x, torch.zeros_like(x), kl_estimator={estimator!r})\n"
+        f"torch.save((kl.detach(), torch.autograd.grad(kl.sum(), x)[0]), {str(tmp_path / 'kl.pt')!r})\n"
+    )
+    torch.save(x, tmp_path / "x.pt")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    theirs, their_gradient = torch.load(tmp_path / "kl.pt")
+    x.requires_grad_()
+    ours = approximate_kl(x, torch.zeros_like(x), estimator)
+    (gradient,) = torch.autograd.grad(ours.sum(), x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(gradient, their_gradient, rtol=1e-6, atol=1e-7)
+    if estimator == "k3":
+        assert (gradient[x < -2.62] == 0).all() and gradient[3] != 0  # capped at 10

@@ -9,6 +9,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=$PWD/.venv/bin/python
 RAY=$PWD/.venv/bin/ray
+export PATH="$PWD/.venv/bin:$PATH" # for the head, if started here, and its workers: DeepSpeed looks for ninja there
 if [[ -z ${RAY_ADDRESS:-} ]]; then
     gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
     NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 2))}

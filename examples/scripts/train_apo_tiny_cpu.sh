@@ -11,6 +11,7 @@ SEED=${SEED:-1}
 OUT=${OUT:-runs/tiny_seed$SEED}
 
 bash scripts/install.sh cpu
+export PATH="$PWD/.venv/bin:$PATH" # as if .venv were activated
 .venv/bin/python -m openrlhf_apo.data.tiny --out .cache/tiny
 .venv/bin/python -m openrlhf_apo.cli.train_apo_ray --config configs/tiny_cpu.yaml \
     --train.seed "$SEED" --ckpt.output_dir "$OUT" --ckpt.path "$OUT/ckpt" "$@"

@@ -1,4 +1,4 @@
-"""Train by any objective of this package, or by a loss of your own, on Ray.
+"""Train by any objective of this package, or by a loss of your own.
 
     python -m openrlhf_apo.cli.train_apo_ray --loss apo --alpha_mode guarded \
         --actor.model_name_or_path MODEL --data.prompt_dataset prompts.jsonl --reward math_verify
@@ -9,17 +9,23 @@ and those of this package at the end of `--help`. Exit code 2: a setting or the 
 
 import logging
 import os
+import re
 import sys
 import traceback
+from types import SimpleNamespace
+from typing import TextIO
 
+from openrlhf_apo.cli.console import divert_output, log_to
 from openrlhf_apo.errors import DataError, OptionError, RunError
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
+from openrlhf_apo.trainer.plan import RunPlan
+
+LOG = "run.log"  # in --ckpt.output_dir
+logger = logging.getLogger("openrlhf_apo")
 
 
 def main(argv: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "filelock", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to(sys.stderr)
     try:
         args = resolve(sys.argv[1:] if argv is None else argv)
         plan = run_plan(args)
@@ -27,38 +33,45 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for warning in start_up_warnings(args, plan):
-        logging.warning(warning)
+        logger.warning(warning)
     if args.dry_run:
         _print_settings(args)
         return 0
-    return _train(plan, args)
+    path = os.path.join(plan.output.directory, LOG)
+    console = divert_output(path)
+    logger.info("what the libraries say goes to %s", path)
+    code, error = _train(plan, args, console)
+    if error:
+        print(f"error: {error}", file=console)
+    return code
 
 
-def _train(plan, args) -> int:
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
-
+def _train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> tuple[int, str | None]:
+    """-> the exit code, and the one line that says why it is not 0."""
     try:
-        train(plan, args)
+        if args.runtime == "embedded":
+            from openrlhf_apo.embedded.launch import train
+        else:
+            from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
+        train(plan, args, console)
     except (DataError, OptionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2, str(error)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (RayTaskError, RayActorError) as error:
-        print(error, file=sys.stderr)
-        print(f"error: an actor failed: {str(error).rstrip().splitlines()[-1]}", file=sys.stderr)
-        return 1
-    except ValueError as error:  # a partial group, a metric that is not finite: the message says which
+        return 1, str(error)
+    except Exception as error:  # an actor's, a partial group, a metric that is not finite: the message says which
         traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        ray.shutdown()
-    return 0
+        return 1, f"{_cause(error)} (the traceback is in {LOG})"
+    return 0, None
+
+
+def _cause(error: Exception) -> str:
+    """One line; of a failed actor the last exception in what Ray says."""
+    if not type(error).__module__.startswith("ray."):
+        return f"{type(error).__name__}: {error}"
+    lines = str(error).strip().splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"\s*[\w.]*(Error|Exception|Exit)\b.*: ", line)]
+    cause = [line.strip() for line in lines[starts[-1] if starts else -1 :] if "For further information" not in line]
+    return f"an actor failed: {' '.join(cause)[:500]}"
 
 
 def _print_settings(args, prefix: str = "") -> None:

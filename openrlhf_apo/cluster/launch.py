@@ -2,11 +2,12 @@
 
 import logging
 import os
+import sys
 from types import SimpleNamespace
+from typing import TextIO
 
 import ray
 from openrlhf.trainer.ray.launcher import RayActorGroup
-from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger
 from openrlhf.utils.utils import get_tokenizer
 from ray.util.placement_group import PlacementGroup, placement_group
 
@@ -15,73 +16,48 @@ from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engines
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
-from openrlhf_apo.data.prompt_rows import load_prompts
+from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
-from openrlhf_apo.ranks.strategy import ApoStrategy, RankPlan
-from openrlhf_apo.rewards.remote import RemoteReward
-from openrlhf_apo.rewards.verifier import MathVerifyReward
-from openrlhf_apo.trainer.assemble import Inputs, assemble
+from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
+from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.plan import RunPlan
-from openrlhf_apo.trainer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
 
-def train(plan: RunPlan, args: SimpleNamespace) -> None:
-    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. Bad data is refused before Ray
-    starts."""
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
+    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar. Bad
+    data is refused before Ray starts."""
     strategy = ApoStrategy(args, _rank_plan(plan))
     tokenizer = get_tokenizer(
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
     )
     inputs = read_inputs(plan, args, tokenizer)
-    start_ray(args)
-    policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
-    policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
-    engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
-    foreign_update = None
-    if plan.objective is None:
-        foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
-    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
-    trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
-    assemble(plan, inputs, policy, engine, len(tokenizer), foreign_update=foreign_update, trackers=trackers).fit()
-    for tracker in trackers:
-        tracker.close()
-
-
-def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
-    """Reward and data, checked."""
-    reward = MathVerifyReward(plan.reward.timeout)
-    if plan.reward.urls is not None:
-        reward = RemoteReward(plan.reward.urls, plan.reward.timeout)
-    common = {
-        "seed": plan.schedule.seed,
-        "label_key": plan.data.label_key,
-        "label_optional": plan.data.label_optional,
-        "check_label": reward.check_label,
-    }
-    rows = held_out = None
-    if plan.data.prompts is not None:
-        rows = load_prompts(
-            args,
-            tokenizer,
-            plan.data.prompts,
-            probabilities=plan.data.probabilities,
-            split=plan.data.split,
-            solution_key=plan.guidance.solution_key if plan.guidance else None,
-            prompt_limit=plan.sampling.prompt_limit,
-            **common,
+    logger.info("%s", plan.summary(inputs.optimizer_steps))
+    try:
+        start_ray(args)
+        policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+        policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
+        engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
+        foreign_update = None
+        if plan.objective is None:
+            foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
+        trackers = make_trackers(args)
+        trainer = assemble(
+            plan,
+            inputs,
+            policy,
+            engine,
+            len(tokenizer),
+            foreign_update=foreign_update,
+            trackers=trackers,
+            console=console,
         )
-    if plan.evaluation is not None:
-        held_out = load_prompts(
-            args,
-            tokenizer,
-            plan.data.evaluation,
-            split=plan.data.evaluation_split,
-            prompt_limit=plan.evaluation.sampling.prompt_limit,
-            **common,
-        )
-    return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+        trainer.fit()
+        for tracker in trackers:
+            tracker.close()
+    finally:
+        ray.shutdown()
 
 
 def _rank_plan(plan: RunPlan) -> RankPlan | None:
@@ -121,6 +97,8 @@ def start_ray(args: SimpleNamespace) -> None:
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
     }
+    # ninja lies beside the interpreter, and what compiles at first use calls it by name.
+    environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     local = {}
     if not os.environ.get("RAY_ADDRESS"):
         # "local", since without it ray.init joins whatever cluster a file on this machine names.

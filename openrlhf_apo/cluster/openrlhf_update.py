@@ -7,7 +7,7 @@ from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, Fixed
 from openrlhf.trainer.ray.launcher import RayActorGroup
 
 from openrlhf_apo.cluster.calls import get_all
-from openrlhf_apo.ranks.learner import MicroBatch
+from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.trainer.samples import Sample
 
 REPORTED = ("policy_loss", "kl", "ppo_kl", "ppo_clip_ratio", "entropy_loss", "return")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.errors import RunError
-from openrlhf_apo.ranks.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.learner import Learner
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
@@ -32,15 +33,8 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         reference = None
         if plan.reference:
             reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)
-        self.learner = Learner(
-            strategy,
-            self.actor,
-            self.actor_scheduler,
-            self.tokenizer.pad_token_id,
-            anchor=self.anchor,
-            reference=reference,
-            kl_estimator=plan.kl_estimator,
-        )
+        backend = DeepSpeedBackend(strategy, self.actor, self.actor_scheduler, self.anchor, reference)
+        self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator)
 
     def _frozen_model(self, pretrain) -> Actor:
         """The initial weights, sharded like the policy's."""

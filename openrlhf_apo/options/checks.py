@@ -217,5 +217,5 @@ def check_model(args: SimpleNamespace) -> None:
             raise
         raise OptionError(f"--actor.model_name_or_path {model}: {str(error).splitlines()[0]}") from None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if not has_cuda() and args.vllm.num_engines and (head_dim < 32 or head_dim % 16):
+    if args.runtime == "ray" and not has_cuda() and args.vllm.num_engines and (head_dim < 32 or head_dim % 16):
         raise OptionError(f"--actor.model_name_or_path {model}: vLLM on CPU has no attention for head_dim {head_dim}")

@@ -32,6 +32,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     add = run.add_argument
     add(
+        "--runtime",
+        choices=["auto", "embedded", "ray"],
+        default="auto",
+        help="embedded: all in one process, on plain torch; ray: Ray, DeepSpeed and vLLM; auto: embedded without a "
+        "GPU, for one rank, where no flag asks for ray (default auto)",
+    )
+    add(
         "--apo.device",
         choices=["auto", "cpu", "cuda"],
         default="auto",

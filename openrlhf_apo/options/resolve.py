@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from types import SimpleNamespace
 
 import yaml
@@ -12,6 +13,7 @@ from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF, load_losses
 from openrlhf_apo.options import flags, owners
 from openrlhf_apo.options.checks import check_early, check_model, check_settings, refuse_flags_without_effect
 from openrlhf_apo.options.owners import value_of
+from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         args = parser.parse_args(argv)
     cpu.decide(getattr(args, "apo.device"))
     args.loss = _loss(args, own)
+    args.runtime = decide_runtime(args, given)
     for flag, value in _defaults(args, given).items():
         if flag not in given:
             setattr(args, flag, value)
@@ -53,10 +56,19 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         raise OptionError(f"--use_ms needs the package {error.name}: pip install {error.name}") from None
     _refuse_overrides(parsed, settings, given, said)
     settings.given = sorted(given)
+    _make_paths_absolute(settings)
     check_settings(settings)
     if check_model_folder:
         check_model(settings)
     return settings
+
+
+def _make_paths_absolute(settings: SimpleNamespace) -> None:
+    """Each actor of a cluster has a working directory of its own: paths are meant from where the command was given."""
+    settings.ckpt.output_dir = os.path.abspath(settings.ckpt.output_dir)
+    settings.ckpt.path = os.path.abspath(settings.ckpt.path)
+    if os.path.isdir(settings.actor.model_name_or_path):
+        settings.actor.model_name_or_path = os.path.abspath(settings.actor.model_name_or_path)
 
 
 def _refuse_overrides(parsed: dict, settings: SimpleNamespace, given: set[str], said: list[str]) -> None:
@@ -201,6 +213,8 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     server = not verified and not getattr(args, "reward.remote_url").endswith(".py")
     defaults["reward.timeout"] = 10.0 if verified else 900.0 if server else 180.0
     gpus = getattr(args, "actor.num_gpus_per_node")
+    if args.runtime == "embedded":
+        defaults |= {"ds.attn_implementation": "sdpa", "ds.param_dtype": "fp32"}
     if not cpu.has_cuda():
         gpus = gpus if "actor.num_gpus_per_node" in given else 1
         defaults |= {

@@ -1,5 +1,2 @@
-"""What one policy rank does, over OpenRLHF's Actor and its DeepSpeed engine. Knows of no Ray."""
-
-from openrlhf_apo import cpu
-
-cpu.install_for_ranks()
+"""What one policy rank does: torch alone, over a backend that holds its models (deepspeed/, or embedded/ in one
+process)."""

@@ -1,10 +1,10 @@
 """The sum that one micro-batch adds to an optimizer step (objectives/terms.py)."""
 
 import torch
-from openrlhf.models.utils import compute_approx_kl
 from torch import Tensor
 
 from openrlhf_apo.objectives import Terms
+from openrlhf_apo.objectives.kl import approximate_kl
 
 
 def micro_batch_loss(
@@ -27,7 +27,7 @@ def micro_batch_loss(
     if terms.loss is not None:
         advantages = terms.column("advantage", log_probs)  # [B, 1]
         if "kl_reward" in terms.columns:
-            kl = compute_approx_kl(old, reference, kl_estimator=kl_estimator)
+            kl = approximate_kl(old, reference, kl_estimator)
             to_come = (kl * mask).flip(-1).cumsum(-1).flip(-1)
             advantages = advantages - terms.column("kl_reward", log_probs) * to_come  # [B, T]
             measured["kl"] = kl
@@ -38,7 +38,7 @@ def micro_batch_loss(
         loss = loss + (weights * per_token).sum()
         measured |= {"clipped_fraction": clipped.to(mask), "ppo_kl": old - log_probs.detach()}
     if "kl" in terms.columns:
-        kl = compute_approx_kl(log_probs, reference, kl_estimator=kl_estimator)
+        kl = approximate_kl(log_probs, reference, kl_estimator)
         loss = loss + (terms.column("kl", log_probs) * mask * kl).sum()
         measured["kl"] = kl.detach()
     if "entropy" in terms.columns:

@@ -1,15 +1,19 @@
 r"""The reward for mathematics: 1.0 where a completion's final answer equals the gold answer, else 0.0.
 
-Equality is that of the math-verify library (https://github.com/huggingface/Math-Verify), run in worker processes that
-are killed when an answer takes too long (`pool.py`). There are two readings of "the final answer":
+Mathematics is compared by the math-verify library (https://github.com/huggingface/Math-Verify), boxed words by
+`text_answers.py`, both in worker processes that are killed when an answer takes too long (`pool.py`). There are two
+readings of "the final answer":
 
 - "strict": the content of the last `\boxed{...}`, nothing else. The one to train with: a policy gains nothing by
   scattering numbers over its text.
-- "lenient": the last `\boxed{...}` where there is one, else what follows `####` or "the answer is", else the last
-  number or expression in the text. For the answers of models that were never told to box.
+- "lenient": the last `\boxed{...}` where there is one, else the number or expression after "the answer is", else the
+  last one in the text. Where there is a `####`, only what follows it is read. For the answers of models that were
+  never told to box.
 
-So `\frac{3}{4}` equals `0.75`; `1,234` equals `1234`; `18`, `18.0` and `\$18` are equal, and so are `20\%`, `20` and
-`0.2`. Different roundings (`0.3333` for `\frac{1}{3}`) are not equal.
+So `\frac{3}{4}` equals `0.75`; `1,234` equals `1234`; `20\%` equals `20` and also `0.2`. A rounded fraction is equal
+from six decimals on: `0.333333` is `\frac{1}{3}`, `0.3333` is not. A unit beside a number does not count, be it left
+out or another one: `18`, `\$18` and `18\text{ cm}` are equal. `\text{18 cm}` is words: it equals `18\text{ cm}` and
+not `18`, as `\text{4:30 p.m.}` equals `4:30 \text{ PM}` and not `4:30 \text{ a.m.}`.
 
 OpenRLHF can load this file by path too: `--reward.remote_url openrlhf_apo/rewards/math_verify.py`.
 """
@@ -24,6 +28,7 @@ from typing import NamedTuple
 from math_verify import parse, verify
 
 from openrlhf_apo.rewards.pool import shared_counts, shared_pool
+from openrlhf_apo.rewards.text_answers import equal_as_text
 
 logger = logging.getLogger(__name__)
 # It warns that its own time limit, a signal.alarm, is off: the pool's limit is the one that holds.
@@ -50,6 +55,7 @@ def reward_func(queries, prompts, labels, mode="strict", timeout=5.0, **kwargs) 
     """OpenRLHF 0.11.2's reward file convention (`openrlhf/utils/agent.py`), called from any thread.
 
     queries: N decoded texts, prompt and response together, special tokens included. labels: N gold answers.
+    mode, timeout: as in `grade_many`, whose errors it raises, and ValueError for a query without its prompt's end.
     Returns "rewards" and "scores", both [N], 1.0 or 0.0, and "extra_logs" with three [N] indicators of failed grading.
     """
     import torch  # here, because every worker imports this module and none needs torch
@@ -86,8 +92,9 @@ def grade_many(
     r"""Grade completions[i] against golds[i] in worker processes shared by all of this process's threads.
 
     completions: the model's texts; the last MAX_CHARS characters of each are read.
-    golds: numbers or LaTeX without dollar signs ("18", "\frac{3}{4}").
-    mode: "strict" or "lenient", see above. timeout: seconds per answer, after which it scores 0.0.
+    golds: numbers or LaTeX, not in dollar signs ("18", "\frac{3}{4}", "\text{Saturday}").
+    mode: "strict" or "lenient", see the top of this file. timeout: seconds per answer, after which it scores 0.0.
+    workers: how many processes; each number has a pool of its own.
     Raises ValueError for a bad argument and RuntimeError when no worker can start. No answer raises.
     """
     if mode not in ("strict", "lenient"):
@@ -138,6 +145,9 @@ def grade(completion: str, gold: str, mode: str) -> float:
     """1.0 or 0.0. May take for ever, all memory or the process: call it through the pool."""
     boxed = last_boxed(completion)
     if boxed is not None:
+        equal = equal_as_text(boxed, gold)
+        if equal is not None:
+            return float(equal)
         answer = _box(boxed)
     elif mode == "lenient":
         answer = completion.rpartition("####")[2]

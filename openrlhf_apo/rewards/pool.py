@@ -1,8 +1,9 @@
 """A pool of worker processes that can be killed: it runs a function on untrusted input, each call within a time limit.
 
-A thread cannot be stopped, and `signal.alarm` works in the main thread only and not inside one long C operation
-(`99999999!`), so a process is what is left. A call that takes too long has its worker SIGKILLed; a call that ends its
-worker (segmentation fault, out of memory, `os._exit`) harms only itself. The next call finds a fresh worker.
+A thread cannot be stopped, and `signal.alarm` works in the main thread only and not inside C code that never looks for
+signals (`sum(range(10**15))`), so a process is what is left. A call that takes too long has its worker SIGKILLed; a
+call that ends its worker (segmentation fault, out of memory, `os._exit`) harms only itself. The next call finds a
+fresh worker.
 """
 
 import importlib
@@ -41,7 +42,7 @@ class WorkerPool:
 
     function: "package.module:name", importable from the parent's `sys.path`. Its arguments and what it returns
         travel as JSON, so nothing that a worker says is ever unpickled.
-    memory_gb: address space of a worker (RLIMIT_AS), GiB: `10**10**10` runs out of memory before it runs out of time.
+    memory_gb: address space of a worker (RLIMIT_AS), GiB. A call that needs more ends its worker ("crash").
 
     Workers start when first needed and end with the pool, or with the process that owns it, however that dies.
     `counts` holds how many calls had each outcome.

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from typing import TextIO
 
 from openrlhf_apo.errors import DataError
 from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
@@ -56,6 +58,7 @@ def assemble(
     *,
     foreign_update: RolloutUpdate | None = None,
     trackers: list | None = None,
+    console: TextIO = sys.stderr,
 ) -> Trainer:
     """A trainer that goes on from the policy's checkpoint, where one was loaded. foreign_update: what trains on a
     rollout in place of an objective of ours (`--loss openrlhf`)."""
@@ -115,6 +118,7 @@ def assemble(
         checkpoints=checkpoints,
         metrics=MetricsFile(os.path.join(plan.output.directory, "metrics.jsonl"), done or None),
         trackers=trackers or [],
+        console=console,
         track_every=plan.output.track_every,
         check_every_sync=plan.check_every_sync,
         state=state,

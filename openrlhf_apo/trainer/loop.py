@@ -5,8 +5,10 @@ It knows handles only (handles.py), so whatever implements them is trained by th
 
 import logging
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -42,6 +44,7 @@ class Trainer:
     track_every: int = 1  # rollouts
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
     state: dict[str, Stateful] = field(default_factory=dict)  # saved beside the weights
+    console: TextIO = sys.stderr  # of the progress bar
     done: int = 0  # rollouts
 
     def fit(self) -> None:
@@ -59,7 +62,9 @@ class Trainer:
         if self.evaluation and self.done == 0 and self.evaluation.is_due(0, last=False):
             self._log({"step": 0} | self._evaluate(clock) | clock.lap())
         clock.lap()
-        progress = tqdm(range(self.done, len(self.rollouts)), initial=self.done, total=len(self.rollouts))
+        progress = tqdm(
+            range(self.done, len(self.rollouts)), initial=self.done, total=len(self.rollouts), file=self.console
+        )
         for done in progress:
             rollout = done + 1
             row = self._turn(rollout, clock)

@@ -1,21 +1,23 @@
-"""metrics.jsonl: what a run measured, one strict JSON object per rollout step.
+"""metrics.jsonl: what a run measured, one strict JSON object per rollout.
 
 Keys that scripts and the report rely on; a signal that a mode does not have is absent:
 
-- `step`: rollout step, from 1; 0 is the evaluation before training
-- rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`
+- `step`: the number of the rollout, from 1; 0 is the evaluation before training
+- rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`, `verifier_failures`; `score_mean`
+and
+  `reward/<name>` where a reward function gives `scores` and `extra_logs`
 - α: `alpha`, `confidence` (c_t), `improvement` (p_t), `reward_baseline`, `reward_scale`, `ess` (ESS/P), `ess_outcome`
   (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
 - group policies: `divergence`, `entropy_p` and `entropy_q` (over log P), `max_weight`, `log_ratio_std` [nats]
 - samples: `rollout_mismatch`, `response_length` [tokens], `truncated_fraction`, `token_entropy` (−mean log π of the
   sampled tokens, an estimate of the entropy per token) [nats]; `generations` and `filtered_groups` of dynamic
-  sampling, `guidance_tokens` of g2rpo_a
+  sampling, `guidance_tokens` of guidance
 - objectives: `loss`; `clipped_fraction` of tokens and `ppo_kl` [nats] of token objectives; `kl` to the reference and
   `entropy` per token [nats] where they are measured; `adrpo_beta_mean`, `adrpo_beta_max`; `clip_low`, `clip_high` and
   `positive_share` of bapo; `conflict_fraction` of gtpo
-- machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, log_probs, update, sync, eval, save,
+- machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]
-- evaluations: `eval/pass1`, on the line of the step they follow
+- evaluations: `eval/pass1`, on the line of the rollout they follow
 - `inner/<key>`: a list, one value per optimizer step inside the rollout
 """
 

@@ -92,6 +92,14 @@ class RunPlan:
         """Whether ranks keep the weights of an anchor beside the policy's."""
         return isinstance(self.objective, GroupPlan) and self.objective.anchor.has_weights
 
+    def summary(self, optimizer_steps: int) -> str:
+        """One line for the start of a run."""
+        schedule = self.schedule
+        return (
+            f"--loss {self.loss}: rollouts of {schedule.prompts_per_rollout} prompts x {schedule.group_size} answers, "
+            f"{optimizer_steps} optimizer steps in all; output in {self.output.directory}"
+        )
+
     @property
     def reference_anchor(self) -> bool:
         return isinstance(self.objective, GroupPlan) and self.objective.anchor.mode == "reference"

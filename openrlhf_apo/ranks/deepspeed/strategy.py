@@ -34,8 +34,10 @@ class ApoStrategy(DeepspeedStrategy):
         self.plan = plan
 
     def get_ds_train_config(self, optim_dict=None, **settings):
-        if optim_dict is not None and not has_cuda():
-            optim_dict["params"]["torch_adam"] = True  # FusedAdam and DeepSpeedCPUAdam compile C++ at first use
+        if optim_dict is not None and not self.adam_offload:
+            # torch's own: DeepSpeed's FusedAdam and DeepSpeedCPUAdam compile C++ at first use, and need a toolkit.
+            fused = {"fused": True} if has_cuda() and optim_dict["type"] == "AdamW" else {}
+            optim_dict["params"] |= {"torch_adam": True} | fused
         config = super().get_ds_train_config(optim_dict, **settings)
         if self.plan is not None:
             # The coefficients carry the normaliser, and step() is the boundary: any number of micro-batches of any

@@ -1,0 +1,41 @@
+"""What a person sees of a run: our own lines. What its libraries print goes to a file that is named at the start."""
+
+import logging
+import os
+import sys
+from typing import TextIO
+
+from tqdm import tqdm
+
+FORMAT = {"fmt": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+
+
+class _Lines(logging.StreamHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)  # above a progress bar, and not through it
+
+
+def log_to(stream: TextIO) -> None:
+    """Our log lines, and nobody else's, on `stream`."""
+    ours = logging.getLogger("openrlhf_apo")
+    for handler in ours.handlers[:]:
+        ours.removeHandler(handler)
+    handler = _Lines(stream)
+    handler.setFormatter(logging.Formatter(**FORMAT))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+
+
+def divert_output(path: str) -> TextIO:
+    """Append all that this process and its libraries write to stdout and stderr to the file `path`, in Python or below
+    it, together with every log line. Returns what stderr was, for us; our log lines go there, too."""
+    console = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    sys.stdout.flush()
+    with open(path, "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr, force=True)
+    logging.captureWarnings(True)
+    log_to(console)
+    return console

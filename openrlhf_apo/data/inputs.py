@@ -1,0 +1,57 @@
+"""What a run reads before anything is started: its reward, prompts, and held-out prompts."""
+
+from types import SimpleNamespace
+
+from openrlhf_apo.data.prompt_rows import load_prompts
+from openrlhf_apo.rewards.verifier import MathVerifyReward
+from openrlhf_apo.trainer.assemble import Inputs
+from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.scoring import Scorer
+
+
+def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
+    """args: OpenRLHF's settings, for its reader. Raises DataError or OptionError, naming the fix."""
+    if plan.reward.urls is None:
+        reward = MathVerifyReward(plan.reward.timeout)
+    else:
+        from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF
+
+        reward = RemoteReward(plan.reward.urls, plan.reward.timeout)
+    common = {
+        "seed": plan.schedule.seed,
+        "label_key": plan.data.label_key,
+        "label_optional": plan.data.label_optional,
+        "check_label": reward.check_label,
+    }
+    rows = held_out = None
+    if plan.data.prompts is not None:
+        rows = load_prompts(
+            args,
+            tokenizer,
+            plan.data.prompts,
+            probabilities=plan.data.probabilities,
+            split=plan.data.split,
+            solution_key=plan.guidance.solution_key if plan.guidance else None,
+            prompt_limit=plan.sampling.prompt_limit,
+            **common,
+        )
+    if plan.evaluation is not None:
+        held_out = load_prompts(
+            args,
+            tokenizer,
+            plan.data.evaluation,
+            split=plan.data.evaluation_split,
+            prompt_limit=plan.evaluation.sampling.prompt_limit,
+            **common,
+        )
+    return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def make_trackers(args: SimpleNamespace) -> list:
+    """OpenRLHF's loggers, as --logger.wandb.* and --logger.tensorboard_dir ask for them."""
+    if not args.logger.wandb.key and not args.logger.tensorboard_dir:
+        return []
+    from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # imports OpenRLHF
+
+    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
+    return trackers + ([TensorboardLogger(args)] if args.logger.tensorboard_dir else [])

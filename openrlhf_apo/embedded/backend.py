@@ -1,0 +1,131 @@
+"""Backend over a transformers model and torch's AdamW."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from openrlhf_apo.ranks.backend import Weights
+from openrlhf_apo.ranks.micro_batch import MicroBatch
+
+NO_DECAY = ("bias", "layer_norm.weight", "layernorm.weight", "norm.weight", "ln_f.weight")  # as in OpenRLHF
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """OpenRLHF's --actor.adam.* and --actor.lr_scheduler, and its defaults' meaning."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_norm: float  # of the gradient; 0 for no clipping
+    scheduler: str
+    warmup_ratio: float
+    min_lr_ratio: float
+    steps: int
+
+
+class TorchBackend:
+    """The policy and its frozen copies (anchor, reference), whole and in one dtype. temperature: of the rollout."""
+
+    dp_size = 1
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: OptimizerPlan,
+        temperature: float,
+        *,
+        anchor: bool = False,
+        reference: bool = False,
+        shared: bool = False,
+    ):
+        self.temperature, self.max_norm = temperature, plan.max_norm
+        self.models: dict[str, nn.Module] = {"policy": model}
+        if anchor:
+            self.models["anchor"] = _frozen_copy(model)
+        if reference:
+            self.models["reference"] = self.models["anchor"] if shared else _frozen_copy(model)
+        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        undecayed = [weight for name, weight in named if any(part in name for part in NO_DECAY)]
+        decayed = [weight for name, weight in named if not any(part in name for part in NO_DECAY)]
+        groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+        with_min = plan.scheduler in ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+        self.scheduler = get_scheduler(
+            plan.scheduler,
+            self.optimizer,
+            num_warmup_steps=math.ceil(plan.steps * plan.warmup_ratio),
+            num_training_steps=plan.steps,
+            scheduler_specific_kwargs={"min_lr_rate": plan.min_lr_ratio} if with_min else {},
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        return self.models["policy"]
+
+    def forward(
+        self, weights: Weights, batch: MicroBatch, *, train: bool = False, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        model = self.models[weights]
+        model.train(train)
+        batch = batch.to(model.device)
+        places = batch.action_mask > 0  # [B, T-1]
+        first = int(places.any(0).nonzero()[0])  # no token before it is a response's, so none needs logits
+        output = model(
+            batch.sequences,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            logits_to_keep=batch.sequences.shape[1] - first,
+        )
+        logits = output.logits[:, :-1][places[:, first:]].float() / self.temperature  # [responses' tokens, V]
+        normaliser = logits.logsumexp(-1)
+        tokens = batch.sequences[:, 1:][places]
+        found = logits.gather(-1, tokens[:, None])[:, 0] - normaliser
+        log_probs = _placed(found, places)
+        if not entropy:
+            return log_probs, None
+        return log_probs, _placed(normaliser - (logits.softmax(-1) * logits).sum(-1), places)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> tuple[float, float]:
+        limit = self.max_norm if self.max_norm > 0 else math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return norm, self.scheduler.get_last_lr()[0]
+
+    @torch.no_grad()
+    def update_anchor(self, beta: float) -> None:
+        for mine, policys in zip(self.models["anchor"].parameters(), self.model.parameters(), strict=True):
+            mine.lerp_(policys, 1.0 - beta)
+
+    def state_dict(self) -> dict:
+        state = {"policy": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state["scheduler"] = self.scheduler.state_dict()
+        if "anchor" in self.models:
+            state["anchor"] = self.models["anchor"].state_dict()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if "anchor" in self.models:
+            self.models["anchor"].load_state_dict(state["anchor"])
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _placed(values: Tensor, places: Tensor) -> Tensor:
+    """values of the places that are True, in order -> the shape of `places`, 0 elsewhere."""
+    return torch.zeros(places.shape, dtype=values.dtype, device=values.device).masked_scatter(places, values)

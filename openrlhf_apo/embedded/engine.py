@@ -1,0 +1,189 @@
+"""Samples from the policy's own weights: no second copy, no sync.
+
+A batch of prompts is prefilled once, each prompt once for its whole group; then one token per step for every answer
+that is not finished. Answers that are finished leave the batch when enough of them have.
+
+Each answer has random numbers of its own, drawn from (seed, prompt, place in the group) before sampling starts: what
+it is does not depend on which other answers share its batch, apart from the rounding of the logits.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.samples import Prompt, Sample
+
+SEED_STRIDE = 1_000_003
+PROMPT_STRIDE = 1009  # as in the cluster's engine: guided answers are drawn apart, half way to the next prompt
+MOST_FINISHED = 0.25  # of the rows, before they are taken out: taking out copies the cache
+
+
+class EmbeddedEngine:
+    """EngineHandle. batch: answers that are sampled at once."""
+
+    def __init__(self, model: nn.Module, tokenizer, batch: int = 1024):
+        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+        stops = model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
+        self.stop_ids = sorted({stop for stop in [*stops, tokenizer.eos_token_id] if stop is not None})
+
+    def sync_weights(self) -> None:
+        """The weights are the policy's own."""
+
+    def check_weights(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
+    ) -> list[Sample]:
+        self.model.eval()
+        offset = 0 if prefix is None else PROMPT_STRIDE // 2
+        ids = [self._encode(prompt, settings, prefix) for prompt in prompts]
+        per_call = max(1, self.batch // settings.samples_per_prompt)
+        samples: list[Sample] = []
+        for start in range(0, len(prompts), per_call):
+            part = slice(start, start + per_call)
+            seeds = [settings.seed * SEED_STRIDE + p.group_id * PROMPT_STRIDE + offset for p in prompts[part]]
+            answers = Answers(self.model, ids[part], seeds, settings, self.stop_ids).sample()
+            for i, (tokens, log_probs, truncated) in enumerate(answers):
+                prompt = prompts[start + i // settings.samples_per_prompt]
+                samples.append(
+                    Sample(
+                        group_id=prompt.group_id,
+                        prompt=prompt.text,
+                        label=prompt.label,
+                        datasource=prompt.datasource,
+                        prompt_ids=ids[start + i // settings.samples_per_prompt],
+                        response_ids=tokens,
+                        response=self.tokenizer.decode(tokens, skip_special_tokens=False),
+                        rollout_log_probs=log_probs,
+                        truncated=truncated,
+                    )
+                )
+        return samples
+
+    def _encode(self, prompt: Prompt, settings: SamplingSettings, prefix) -> list[int]:
+        ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+        limit = settings.prompt_limit
+        if len(ids) > limit:
+            raise RunError(
+                f"a prompt has {len(ids)} tokens, but --data.max_len leaves {limit} beside the new tokens; raise "
+                f"--data.max_len or filter the data (prompt {prompt.text[:80]!r})"
+            )
+        if prefix is None:
+            return ids
+        shown = prefix(self.tokenizer(prompt.solution, add_special_tokens=False)["input_ids"])
+        return ids + shown[: limit - len(ids)]
+
+
+class Answers:
+    """One call: `samples_per_prompt` answers for each of G prompts; row i belongs to prompt i //
+    samples_per_prompt."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: list[list[int]],
+        seeds: list[int],
+        settings: SamplingSettings,
+        stops: list[int],
+    ):
+        self.model, self.prompts, self.settings = model, prompts, settings
+        count = settings.samples_per_prompt
+        longest = max(map(len, prompts))
+        limits = [settings.max_new_tokens or settings.max_len - len(ids) for ids in prompts for _ in range(count)]
+        self.limits = torch.tensor(limits)
+        self.steps = int(self.limits.max())
+        self.uniforms = torch.stack([_uniforms(seed, k, self.steps) for seed in seeds for k in range(count)])
+        self.tokens = torch.zeros(len(limits), self.steps, dtype=torch.long)
+        self.log_probs = torch.zeros(len(limits), self.steps)
+        self.lengths = torch.zeros(len(limits), dtype=torch.long)
+        self.stopped = torch.zeros(len(limits), dtype=torch.bool)  # by a stop token, and not by the limit
+        self.stops = torch.tensor(stops)
+        self.padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])  # [G, T], from the left
+        self.mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+
+    def sample(self) -> list[tuple[list[int], list[float], bool]]:
+        """(token ids, their log-probs, truncated) of each row."""
+        device, count = self.model.device, self.settings.samples_per_prompt
+        cache = DynamicCache(config=self.model.config)
+        mask = self.mask.to(device)
+        logits = self.model(
+            self.padded.to(device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        cache.batch_repeat_interleave(count)
+        logits, mask = logits.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
+        positions = mask.sum(-1, keepdim=True)  # [rows, 1], of the next token
+        rows = torch.arange(len(self.limits))  # those still in the batch
+        going = torch.ones(len(rows), dtype=torch.bool)
+        for t in range(self.steps):
+            chosen, log_probs = choose(logits.float().cpu(), self.uniforms[rows, t], self.settings)
+            active = rows[going]
+            self.tokens[active, t], self.log_probs[active, t] = chosen[going], log_probs[going]
+            self.lengths[active] = t + 1
+            stop = torch.isin(chosen, self.stops)
+            self.stopped[active] = stop[going]
+            going &= ~stop & (self.limits[rows] > t + 1)
+            if not going.any():
+                break
+            if going.float().mean() < 1 - MOST_FINISHED:
+                keep = going.nonzero()[:, 0]
+                cache.batch_select_indices(keep.to(device))
+                rows, chosen, going = rows[keep], chosen[keep], going[keep]
+                mask, positions = mask[keep.to(device)], positions[keep.to(device)]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
+            logits = self.model(
+                chosen[:, None].to(device),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            positions = positions + 1
+        return [
+            (self.tokens[i, :n].tolist(), self.log_probs[i, :n].tolist(), not stopped)
+            for i, (n, stopped) in enumerate(zip(self.lengths.tolist(), self.stopped.tolist(), strict=True))
+        ]
+
+
+def choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+    """logits[rows, V], uniforms[rows] in [0, 1) -> (token[rows], its log-prob[rows] in what it was drawn from).
+
+    The token is where the cumulative distribution passes the uniform number; at temperature 0 the likeliest one.
+    """
+    if settings.temperature == 0:
+        log_probs = logits.log_softmax(-1)
+        token = logits.argmax(-1)
+    else:
+        log_probs = (logits / settings.temperature).log_softmax(-1)
+        if settings.top_p < 1:
+            log_probs = _nucleus(log_probs, settings.top_p)
+        cumulative = log_probs.exp().double().cumsum(-1)
+        total = cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)[:, 0]
+        token = token.clamp(max=logits.shape[-1] - 1)
+    return token, log_probs.gather(-1, token[:, None])[:, 0]
+
+
+def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """The distribution of the likeliest tokens that together reach top_p."""
+    ordered, order = log_probs.sort(-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+    return ordered.log_softmax(-1).gather(-1, order.argsort(-1))
+
+
+def _uniforms(seed: int, place: int, count: int) -> Tensor:
+    """Of one answer, float64 [count]."""
+    generator = torch.Generator().manual_seed((seed + place * 7919) % 2**63)
+    return torch.rand(count, generator=generator, dtype=torch.float64)

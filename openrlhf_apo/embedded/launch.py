@@ -1,0 +1,74 @@
+"""Starts a run in this process."""
+
+import logging
+from types import SimpleNamespace
+from typing import TextIO
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openrlhf_apo import cpu
+from openrlhf_apo.data.inputs import make_trackers, read_inputs
+from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
+from openrlhf_apo.embedded.checkpoints import CheckpointFolder
+from openrlhf_apo.embedded.engine import EmbeddedEngine
+from openrlhf_apo.embedded.policy import EmbeddedPolicy
+from openrlhf_apo.trainer.assemble import assemble
+from openrlhf_apo.trainer.plan import RunPlan
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
+    """Run `plan` to its end. args: OpenRLHF's settings. console: for the progress bar."""
+    torch.manual_seed(plan.schedule.seed)
+    path, trusted = args.actor.model_name_or_path, args.actor.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=trusted, use_fast=not args.data.disable_fast_tokenizer
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    inputs = read_inputs(plan, args, tokenizer)
+    logger.info("%s", plan.summary(inputs.optimizer_steps))
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        trust_remote_code=trusted,
+        dtype=DTYPES[args.ds.param_dtype],
+        attn_implementation=args.ds.attn_implementation,
+    ).to("cuda" if cpu.has_cuda() else "cpu")
+    if args.actor.gradient_checkpointing_enable:
+        model.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
+    backend = TorchBackend(
+        model,
+        OptimizerPlan(
+            lr=args.actor.adam.lr,
+            betas=tuple(args.actor.adam.betas),
+            eps=args.actor.adam.eps,
+            weight_decay=args.actor.adam.weight_decay,
+            max_norm=args.actor.max_norm,
+            scheduler=args.actor.lr_scheduler,
+            warmup_ratio=args.actor.lr_warmup_ratio,
+            min_lr_ratio=args.actor.min_lr_ratio,
+            steps=inputs.optimizer_steps,
+        ),
+        plan.sampling.temperature,
+        anchor=plan.anchor_weights,
+        reference=plan.regularizer.needs_reference,
+        shared=plan.reference_anchor,
+    )
+    policy = EmbeddedPolicy(
+        backend,
+        tokenizer,
+        micro_batch_size=plan.micro_batch_size,
+        kl_estimator=plan.regularizer.kl_estimator,
+        checkpoints=CheckpointFolder(plan.output.checkpoints, args.ckpt.max_num, args.ckpt.max_mem),
+        output=plan.output.directory,
+        resume=plan.output.resume,
+    )
+    engine = None if plan.saved_rollouts else EmbeddedEngine(model, tokenizer)
+    trackers = make_trackers(args)
+    assemble(plan, inputs, policy, engine, len(tokenizer), trackers=trackers, console=console).fit()
+    for tracker in trackers:
+        tracker.close()

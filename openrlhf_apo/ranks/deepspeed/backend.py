@@ -1,0 +1,53 @@
+"""Backend over OpenRLHF's Actors in DeepSpeed engines."""
+
+import torch
+import torch.distributed as dist
+from openrlhf.models import Actor
+from torch import Tensor
+
+from openrlhf_apo.ranks.backend import Weights
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy
+from openrlhf_apo.ranks.micro_batch import MicroBatch
+
+
+class DeepSpeedBackend:
+    """scheduler: of the policy's learning rate. anchor, reference: where the run has them."""
+
+    def __init__(
+        self,
+        strategy: ApoStrategy,
+        policy: Actor,
+        scheduler,
+        anchor: AnchorWeights | None = None,
+        reference: Actor | None = None,
+    ):
+        self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
+        self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
+        self.dp_size = dist.get_world_size(group=strategy.ds_device_mesh["dp"].get_group())
+
+    def forward(
+        self, weights: Weights, batch: MicroBatch, *, train: bool = False, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        model = self.models[weights]
+        model.train(train)
+        batch = batch.to(torch.cuda.current_device())
+        log_probs, output = model(
+            batch.sequences,
+            batch.action_mask,
+            batch.attention_mask,
+            return_output=True,
+            ring_attn_group=self.strategy.ring_attn_group,
+            return_entropy=entropy,
+        )
+        return log_probs, output.entropy if entropy else None
+
+    def backward(self, loss: Tensor) -> None:
+        self.strategy.backward(loss, self.policy, None)
+
+    def step(self) -> tuple[float, float]:
+        self.strategy.optimizer_step(None, self.policy, self.scheduler, name="actor")
+        return self.strategy.get_grad_norm(self.policy), self.scheduler.get_last_lr()[0]
+
+    def update_anchor(self, beta: float) -> None:
+        self.anchor.update(self.policy, beta)

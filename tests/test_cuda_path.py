@@ -1,0 +1,153 @@
+"""The CUDA path without a GPU: what can be held by fakes and by what a process imports."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_apo import cpu
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.samples import Prompt
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def run(code: str, device: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {cpu.DEVICE: device},
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_driver_decides_and_a_process_without_a_visible_gpu_follows():
+    """Ray sets CUDA_VISIBLE_DEVICES to nothing for the engine's actor under tensor parallelism."""
+    code = (
+        "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''\n"
+        "import torch\n"
+        "before = torch.cuda.current_device, torch.cuda.synchronize\n"
+        "from openrlhf_apo import cpu\n"
+        "cpu.install_for_ranks()\n"
+        "assert cpu.has_cuda() == {cuda} and not torch.cuda.is_available()\n"
+        "assert ((torch.cuda.current_device, torch.cuda.synchronize) == before) == {cuda}\n"
+        "assert ('DS_ACCELERATOR' in os.environ) == (not {cuda})\n"
+    )
+    run(code.format(cuda=True), "cuda")
+    run(code.format(cuda=False), "cpu")
+
+
+def test_the_flag_decides_over_what_the_driver_sees(monkeypatch):
+    cpu.decide("auto")
+    assert not cpu.has_cuda()
+    cpu.decide("cuda")
+    assert cpu.has_cuda()
+    cpu.decide("auto")  # anew, not by what was decided before
+    assert not cpu.has_cuda()
+
+
+def test_an_engines_process_imports_no_deepspeed():
+    run("import sys, openrlhf_apo.cluster.engine\nassert 'deepspeed' not in sys.modules", "cpu")
+
+
+class Recorder:
+    """Stands for actors: notes who was called, in order."""
+
+    def __init__(self, calls: list, name: str):
+        self.calls, self.name = calls, name
+
+    def __getattr__(self, method: str):
+        def call(*arguments):
+            self.calls.append(f"{self.name}.{method}")
+            if method == "generate":
+                return [[{"ids": [1], "log_probs": [-1.0], "truncated": False}] for _ in arguments[0]]
+            return None
+
+        call.remote = call
+        return call
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    from openrlhf_apo.cluster import engine
+
+    monkeypatch.setattr(engine, "get_all", lambda refs, timeout, what: refs)
+    return []
+
+
+class OneToken:
+    """A tokenizer."""
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [1]}
+
+    def decode(self, ids, skip_special_tokens):
+        return "x"
+
+
+def sleeping_engine(calls: list):
+    from openrlhf_apo.cluster.engine import EnginePlan, RayEngine
+
+    plan = EnginePlan("m", 2, 1, "bf16", 64, 0, False, False, True, 0.5, False, 1.0)
+    engines = [Recorder(calls, "engine0"), Recorder(calls, "engine1")]
+    return RayEngine(engines, Recorder(calls, "policy"), OneToken(), plan)
+
+
+def test_the_policys_cached_memory_is_given_back_before_the_engine_wakes(calls):
+    engine = sleeping_engine(calls)
+    engine.generate([Prompt(0, "a", "", ""), Prompt(1, "b", "", "")], SamplingSettings(1, 1.0, 1.0, 4, 64, 0))
+    assert calls == [
+        *("policy.release_memory", "engine0.wake_up", "engine1.wake_up"),
+        *("engine0.generate", "engine1.generate", "engine0.sleep", "engine1.sleep"),
+    ]
+
+
+def test_only_the_engines_weights_wake_for_a_sync(calls, monkeypatch):
+    cpu.decide("cuda")
+    sleeping_engine(calls).sync_weights()
+    assert calls[0] == "policy.release_memory"
+    assert calls[1:] == ["engine0.wake_up", "engine1.wake_up", "policy.call_actors"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_an_address_ray_is_local_and_on_loopback(device, monkeypatch):
+    from openrlhf_apo.cluster import launch
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cpu.decide(device)
+    seen = {}
+    monkeypatch.setattr(launch.ray, "init", lambda **settings: seen.update(settings))
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"GPU": 2})
+    launch.start_ray(settings())
+    assert seen["address"] == "local" and seen["_node_ip_address"] == "127.0.0.1"
+    environment = seen["runtime_env"]["env_vars"]
+    assert environment[cpu.DEVICE] == device
+    assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in environment) == (device == "cuda")
+    assert ("num_gpus" in seen) == (device == "cpu")  # with CUDA, Ray counts the real ones
+
+
+def test_a_driver_without_a_gpu_does_not_plan_a_cpu_run_for_a_cluster_of_gpus(monkeypatch):
+    from openrlhf_apo.cluster import launch
+    from openrlhf_apo.errors import RunError
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    cpu.decide("auto")
+    monkeypatch.setattr(launch.ray, "init", lambda **settings: None)
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"GPU": 8, "accelerator_type:H100": 1})
+    with pytest.raises(RunError, match="--apo.device cuda"):
+        launch.start_ray(settings())
+
+
+def settings() -> SimpleNamespace:
+    return SimpleNamespace(
+        loss="apo",
+        actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=1),
+        train=SimpleNamespace(colocate_all=False, colocate_actor_ref=False),
+        vllm=SimpleNamespace(num_engines=1, tensor_parallel_size=1),
+        algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0.0)),
+        apo=SimpleNamespace(load_rollouts=None),
+        logger=SimpleNamespace(actor_logs=False),
+    )

@@ -1,0 +1,170 @@
+"""The embedded runtime: the engine's samples, and runs that equal themselves."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from real_runs import without_clock
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openrlhf_apo.embedded.engine import EmbeddedEngine, choose
+from openrlhf_apo.embedded.launch import train
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.options import resolve, run_plan
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.samples import Prompt
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SAMPLING = SamplingSettings(samples_per_prompt=4, temperature=1.0, top_p=1.0, max_new_tokens=12, max_len=48, seed=3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two test processes share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model) -> EmbeddedEngine:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    return EmbeddedEngine(model, AutoTokenizer.from_pretrained(tiny_model))
+
+
+def prompts(count: int = 6) -> list[Prompt]:
+    return [Prompt(g, "1+" * (g % 3) + f"{g}=", "", "", solution="12345678") for g in range(count)]
+
+
+def changed(settings: SamplingSettings, **fields) -> SamplingSettings:
+    return SamplingSettings(**(vars(settings) | fields))
+
+
+def test_samples_come_in_prompt_order_with_the_log_probs_of_the_policy(engine):
+    samples = engine.generate(prompts(), SAMPLING)
+    assert [s.group_id for s in samples] == [g for g in range(6) for _ in range(4)]
+    assert len({tuple(s.response_ids) for s in samples}) > 12
+    for s in samples:
+        logits = engine.model(torch.tensor([s.prompt_ids + s.response_ids])).logits[0, :-1]
+        want = logits.log_softmax(-1)[len(s.prompt_ids) - 1 :].gather(-1, torch.tensor(s.response_ids)[:, None])[:, 0]
+        assert s.rollout_log_probs == pytest.approx(want.tolist(), abs=1e-5)
+        ended = s.response_ids[-1] in engine.stop_ids
+        assert s.truncated == (not ended) and len(s.response_ids) <= 12 and (ended or len(s.response_ids) == 12)
+        assert not any(token in engine.stop_ids for token in s.response_ids[:-1])
+
+
+def test_an_answer_does_not_depend_on_which_others_share_its_batch(engine):
+    together = engine.generate(prompts(), SAMPLING)
+    alone = [s for p in prompts() for s in engine.generate([p], SAMPLING)]
+    small = EmbeddedEngine(engine.model, engine.tokenizer, batch=8).generate(prompts(), SAMPLING)
+    for other in (alone, small):
+        assert [s.response_ids for s in other] == [s.response_ids for s in together]
+    another = engine.generate(prompts(), changed(SAMPLING, seed=4))
+    assert [s.response_ids for s in another] != [s.response_ids for s in together]
+
+
+def test_greedy_answers_are_the_likeliest_tokens(engine):
+    (sample,) = engine.generate(prompts(1), changed(SAMPLING, temperature=0.0, samples_per_prompt=1))
+    ids = list(sample.prompt_ids)
+    for token in sample.response_ids:
+        assert engine.model(torch.tensor([ids])).logits[0, -1].argmax() == token
+        ids.append(token)
+
+
+def test_guided_answers_go_on_from_a_prefix_and_differ_from_the_free_ones(engine):
+    free = engine.generate(prompts(2), SAMPLING)
+    guided = engine.generate(prompts(2), SAMPLING, prefix=lambda ids: ids[:3])
+    assert all(len(g.prompt_ids) == len(f.prompt_ids) + 3 for f, g in zip(free, guided, strict=True))
+    assert [s.response_ids for s in guided] != [s.response_ids for s in free]
+
+
+def test_a_prompt_that_leaves_no_room_is_named(engine):
+    with pytest.raises(RunError, match="raise --data.max_len"):
+        engine.generate([Prompt(0, "1+" * 30, "", "")], SAMPLING)
+
+
+def test_tokens_are_drawn_from_the_distribution_and_log_probs_are_its():
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0]).repeat(20_000, 1)
+    uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.8)):
+        tokens, log_probs = choose(logits, uniforms, changed(SAMPLING, temperature=temperature, top_p=top_p))
+        p = (logits[0] / temperature).softmax(-1)
+        if top_p < 1:
+            p = torch.tensor([0.0, p[1], 0.0, p[3]]) / (p[1] + p[3])  # 0.24 + 0.64 reach 0.8
+        found = torch.bincount(tokens, minlength=4) / 20_000
+        assert (found - p).abs().max() < 1e-4
+        assert torch.allclose(log_probs, p[tokens].log(), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs.
+
+
+def run(flags: list[str], out: Path, *more: str) -> list[dict]:
+    args = resolve([*flags, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt"), *more])
+    train(run_plan(args), args, io.StringIO())
+    return read_metrics(out / "metrics.jsonl")
+
+
+def weights(out: Path) -> dict:
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("loss", ["apo", "gtpo", "dapo"])
+def test_equal_seeds_give_equal_runs(flags, tmp_path, loss):
+    one, other = (run(flags, tmp_path / name, "--loss", loss, "--data.max_samples", "16") for name in "ab")
+    assert without_clock(one) == without_clock(other)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(row["rollout_mismatch"] < 1e-5 for row in one)
+    assert one[-1]["grad_norm"] > 0 and one[-1]["log_ratio_std"] > 0
+
+
+RESUMABLE = ["--apo.anchor", "lagged", "--apo.anchor_interval", "2", "--ckpt.save_steps", "1", "--adrpo.enable"]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monkeypatch):
+    from openrlhf_apo.trainer import loop
+
+    more = [*RESUMABLE, "--eval.dataset", sums, "--eval.steps", "2", "--eval.n_samples_per_prompt", "2"]
+    straight = run(flags, tmp_path / "straight", *more)
+    log = loop.Trainer._log
+
+    def killed(self, row, progress=None):
+        log(self, row, progress)
+        if row["step"] == 3:
+            raise KeyboardInterrupt  # after the line, before the checkpoint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_log", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(flags, tmp_path / "resumed", *more)
+    resumed = run(flags, tmp_path / "resumed", *more, "--ckpt.load_enable")
+    assert without_clock(resumed) == without_clock(straight)
+    a, b = weights(tmp_path / "straight"), weights(tmp_path / "resumed")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_checkpoints_rotate_and_the_best_is_kept(flags, sums, tmp_path):
+    more = ["--ckpt.save_steps", "1", "--ckpt.max_num", "2", "--eval.dataset", sums, "--eval.steps", "1"]
+    run(flags, tmp_path, *more, "--data.max_samples", "40")
+    kept = sorted(path.name for path in (tmp_path / "ckpt" / "_actor").iterdir() if path.is_dir())
+    best = [name for name in kept if name.startswith("best")]
+    assert len(best) == 1 and len(kept) - len(best) == 2 and "global_step5" in kept
+    metric = json.loads((tmp_path / "ckpt" / "_actor" / best[0] / "metric.json").read_text())
+    assert metric["metric_key"] == "eval/pass1" and math.isfinite(metric["metric_value"])
+
+
+def test_a_checkpoint_of_the_cluster_is_named(flags, tmp_path):
+    folder = tmp_path / "ckpt" / "_actor"
+    (folder / "global_step1").mkdir(parents=True)
+    (folder / "latest").write_text("global_step1")
+    with pytest.raises(RunError, match="one of --runtime ray"):
+        run(flags, tmp_path, "--ckpt.load_enable")

@@ -1,0 +1,91 @@
+"""When the policy is evaluated and saved, and what a reward function says beside its reward."""
+
+import json
+
+import pytest
+
+from openrlhf_apo.rewards.remote import RemoteReward
+from openrlhf_apo.trainer.checkpoints import Checkpoints
+from openrlhf_apo.trainer.evaluation import Evaluation
+from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.loop import _sample_metrics
+from openrlhf_apo.trainer.prompts import PromptRow
+from openrlhf_apo.trainer.rollouts import GroupFilter
+from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.scoring import Scorer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class SavingPolicy:
+    """PolicyHandle that notes what it saves."""
+
+    def __init__(self):
+        self.saved: list[tuple] = []
+
+    def save_checkpoint(self, tag, trainer_state, metric=None):
+        self.saved.append((tag, json.loads(json.dumps(trainer_state)), metric))
+
+
+def train(checkpoints: Checkpoints, scores: list[float | None]) -> None:
+    for rollout, score in enumerate(scores, start=1):
+        row = {"step": rollout} | ({} if score is None else {"eval/pass1": score})
+        checkpoints.after_rollout(rollout, row, {"step": rollout})
+
+
+def test_the_best_checkpoint_is_kept_beside_the_regular_ones_and_carries_its_metric():
+    policy = SavingPolicy()
+    train(Checkpoints(policy, every=2, best_key=""), [0.5, None, 0.4, 0.6])
+    tags = [tag for tag, _, _ in policy.saved]
+    assert tags == ["best_global_step1", "global_step2", "global_step4", "best_global_step4"]
+    assert [metric for _, _, metric in policy.saved] == [
+        *(("eval/pass1", 0.5), ("eval/pass1", 0.5), ("eval/pass1", 0.6), ("eval/pass1", 0.6)),
+    ]
+
+
+def test_a_resumed_run_remembers_what_was_best():
+    policy = SavingPolicy()
+    train(Checkpoints(policy, every=None, best_key=""), [0.5])
+    resumed = Checkpoints(policy, every=None, best_key="")
+    resumed.load_state_dict(policy.saved[-1][1]["checkpoints"])
+    train(resumed, [0.4])
+    assert [tag for tag, _, _ in policy.saved] == ["best_global_step1"]
+
+
+def test_none_keeps_no_best_and_another_key_decides():
+    policy = SavingPolicy()
+    train(Checkpoints(policy, every=None, best_key="none"), [0.5])
+    assert policy.saved == []
+    Checkpoints(policy, None, "eval/pass4").after_rollout(3, {"eval/pass1": 1.0, "eval/pass4": 0.2}, {})
+    assert policy.saved[0][0] == "best_global_step3" and policy.saved[0][2] == ("eval/pass4", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("every", "ends", "due"),
+    [(None, False, []), (2, False, [2, 4]), (None, True, [0, 5]), (2, True, [0, 2, 4, 5])],
+)
+def test_evaluation_is_due_as_in_openrlhf_and_at_the_ends_where_asked(every, ends, due):
+    evaluation = Evaluation([PromptRow("p", "")], SamplingSettings(1, 0.0, 1.0, 4, 64, 0), every, ends)
+    assert [rollout for rollout in range(6) if evaluation.is_due(rollout, last=rollout == 5)] == due
+
+
+REWARD = """
+def reward_func(queries, prompts, labels, **kwargs):
+    correct = float(queries[0].endswith(labels[0]["answer"]))
+    return {"rewards": [correct - 0.5], "scores": [correct], "extra_logs": {"length": len(queries[0])}}
+"""
+
+
+def test_scores_and_extra_logs_of_a_reward_function_reach_the_filter_and_the_metrics(tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text(REWARD)
+    label = {"answer": "2"}  # as it is in the data
+    samples = [Sample(0, "1+1=", label, "", [1], [2], answer, [-1.0], False) for answer in ("2", "33")]
+    Scorer(RemoteReward([str(path)], timeout=10.0), 0).score(samples)
+    assert [(s.reward, s.score, s.extra) for s in samples] == [
+        (0.5, 1.0, {"length": 5.0}),
+        (-0.5, 0.0, {"length": 6.0}),
+    ]
+    assert GroupFilter((0.4, 0.6))(samples)  # the mean score is 0.5, the mean reward 0
+    metrics = _sample_metrics(samples)
+    assert (metrics["reward_mean"], metrics["score_mean"], metrics["reward/length"]) == (0.0, 0.5, 5.5)
