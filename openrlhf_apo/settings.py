@@ -6,7 +6,7 @@
         rho: float = setting(0.5, "least share of positive samples in the surrogate", within="(0, 1)")
 
 From this one line come the flag `--bapo.rho`, its `--help`, its check, the loss built with its value, the refusal of
-the flag beside another loss (options/owners.py), and its row in docs/flags.md. Standard library only.
+the flag beside another loss (options/owners.py), and its row in docs/openrlhf_flags.md. Standard library only.
 """
 
 import math

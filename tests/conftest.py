@@ -69,12 +69,21 @@ def sums(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def flags(tiny_model, sums, tmp_path_factory) -> list[str]:
+def training_flags(tiny_model) -> list[str]:
+    """Those of a run from saved rollouts, which neither samples nor scores."""
+    return [
+        *("--actor.model_name_or_path", tiny_model),
+        *("--rollout.batch_size", "8", "--train.batch_size", "32", "--train.micro_batch_size", "8"),
+        *("--actor.adam.lr", "3e-3", "--actor.lr_scheduler", "constant"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def flags(training_flags, sums, tmp_path_factory) -> list[str]:
     reward = tmp_path_factory.mktemp("reward") / "digits.py"
     reward.write_text(DIGITS_REWARD)
     return [
-        *("--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", sums),
-        *("--reward.remote_url", str(reward), "--data.max_len", "48", "--rollout.max_new_tokens", "12"),
-        *("--rollout.batch_size", "8", "--train.batch_size", "32", "--train.micro_batch_size", "8"),
-        *("--actor.adam.lr", "3e-3", "--actor.lr_scheduler", "constant", "--data.max_samples", "48"),
+        *training_flags,
+        *("--data.prompt_dataset", sums, "--data.max_samples", "48", "--data.max_len", "48"),
+        *("--reward.remote_url", str(reward), "--rollout.max_new_tokens", "12"),
     ]

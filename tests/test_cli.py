@@ -219,6 +219,7 @@ def test_config_file_and_command_line(base, tmp_path):
 
 
 def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
+    monkeypatch.setattr("openrlhf_apo.cpu.has_flash_attn", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     recipe = str(ROOT / "configs" / "qwen3_math3.yaml")
     gpus = ["--actor.num_gpus_per_node", "4", "--vllm.num_engines", "4", "--ds.packing_samples"]

@@ -19,7 +19,8 @@ def run(code: str, device: str) -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env=os.environ | {cpu.DEVICE: device},
+        # Without what an earlier test of this process may have set for a CPU.
+        env={k: v for k, v in os.environ.items() if k not in cpu.CPU_ENVIRONMENT} | {cpu.DEVICE: device},
     )
     assert result.returncode == 0, result.stderr
 

@@ -93,9 +93,9 @@ def test_resume_at_the_end_does_nothing_and_says_so(flags, guarded):
     assert (guarded / "metrics.jsonl").read_text() == before
 
 
-def test_two_ranks_and_the_embedded_runtime_train_the_weights_of_one(flags, guarded, tmp_path):
+def test_two_ranks_and_the_embedded_runtime_train_the_weights_of_one(training_flags, guarded, tmp_path):
     common = [
-        *flags,
+        *training_flags,
         "--apo.load_rollouts",
         str(guarded / "rollouts"),
         "--alpha_mode",

@@ -8,6 +8,7 @@ import pytest
 from real_runs import DIGITS_REWARD, FIRST_IS_A_DIGIT, succeed, weight_error
 
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
+from openrlhf_apo.options.owners import uses
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import whole_groups
 
@@ -28,21 +29,22 @@ FROM_FILES = sorted((GROUP_LOSSES.keys() | TOKEN_LOSSES.keys()) - {"apo", "dapo"
 
 
 @pytest.mark.parametrize("loss", FROM_FILES)
-def test_every_loss_trains(flags, rollouts, tmp_path, loss):
+def test_every_loss_trains(training_flags, rollouts, tmp_path, loss):
     """apo, dapo, g2rpo_a and openrlhf have runs of their own."""
-    rows = embedded(flags, tmp_path, "--loss", loss, "--apo.load_rollouts", rollouts)
+    length = ["--rollout.max_new_tokens", "12"] if uses(loss, "max_length") else []
+    rows = embedded(training_flags, tmp_path, "--loss", loss, "--apo.load_rollouts", rollouts, *length)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in rows)
     assert all(row["inner/log_ratio_std"][0] == 0 < row["inner/log_ratio_std"][1] for row in rows)
 
 
-def test_our_grpo_step_is_openrlhfs(flags, rollouts, tmp_path):
+def test_our_grpo_step_is_openrlhfs(training_flags, rollouts, tmp_path):
     """One optimizer step per rollout, where OpenRLHF's shuffling of single samples cannot matter."""
     common = ["--apo.load_rollouts", rollouts, "--train.batch_size", "64", "--actor.adam.eps", "1e-2"]
     common += ["--algo.kl.init_coef", "0"]
-    ours = succeed(flags, tmp_path / "ours", *common, "--loss", "grpo", "--train.micro_batch_size", "16")
+    ours = succeed(training_flags, tmp_path / "ours", *common, "--loss", "grpo", "--train.micro_batch_size", "16")
     theirs = ["--loss", "openrlhf", "--actor.loss_agg_mode", "seq-mean-token-mean"]
-    theirs = succeed(flags, tmp_path / "theirs", *common, *theirs)
+    theirs = succeed(training_flags, tmp_path / "theirs", *common, *theirs)
     assert [row["grad_norm"] for row in ours] == pytest.approx([row["grad_norm"] for row in theirs], rel=1e-4)
     assert weight_error(tmp_path / "ours", tmp_path / "theirs") <= 1e-5
 
@@ -76,11 +78,11 @@ def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
     assert all(row["rollout_mismatch"] < 1e-3 for row in rows)
 
 
-def test_a_loss_of_ones_own_trains_like_the_built_in_one(flags, rollouts, tmp_path):
+def test_a_loss_of_ones_own_trains_like_the_built_in_one(training_flags, rollouts, tmp_path):
     mine = str(Path(__file__).parents[1] / "examples" / "python" / "my_loss.py")
-    load = ["--apo.load_rollouts", rollouts, "--data.max_samples", "16"]
-    own = embedded(flags, tmp_path / "own", "--loss_path", mine, *load)
-    built_in = embedded(flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
+    load = ["--apo.load_rollouts", rollouts]
+    own = embedded(training_flags, tmp_path / "own", "--loss_path", mine, *load)
+    built_in = embedded(training_flags, tmp_path / "built_in", "--loss", "adpo_softmax", *load)
     for a, b in zip(own, built_in, strict=True):
         assert a["inner/loss"] == pytest.approx(b["inner/loss"], abs=1e-9)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)

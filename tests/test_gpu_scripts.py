@@ -210,6 +210,7 @@ def test_the_recipe_passes_every_check(tree, monkeypatch, tp, engines, attention
     assert result.returncode == 0, result.stderr
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("openrlhf_apo.cpu.has_flash_attn", lambda: True)
     args = resolve(trainer_flags(tree), False)  # the model need not be there
     assert (args.actor.num_gpus_per_node, args.vllm.num_engines, args.vllm.tensor_parallel_size) == (
         8,
@@ -306,6 +307,7 @@ def test_the_smoke_tests_flags_pass_every_check(monkeypatch):
     with pytest.raises(ValueError, match="needs a GPU"):
         resolve([*given, *packed.flags], False)  # the model need not be there
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("openrlhf_apo.cpu.has_flash_attn", lambda: True)
     for case in smoke.run_cases(2, True, False):
         args = resolve([*given, *case.flags], False)  # the model need not be there
         assert args.train.colocate_all == args.vllm.enable_sleep == ("colocated" in case.name)

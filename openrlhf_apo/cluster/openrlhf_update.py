@@ -38,11 +38,13 @@ class OpenRLHFUpdate:
             self._all("offload_states")
         if "kl" in status:
             self.kl_controller.update(status["kl"], len(samples))
-        varied = sum(len({sample.reward for sample in group}) > 1 for group in groups)
-        return {key: status[key] for key in REPORTED if key in status} | {
+        metrics = {key: status[key] for key in REPORTED if key in status}
+        if len(groups[0]) > 1:  # a single sample varies from none, and teaches all the same
+            varied = sum(len({sample.reward for sample in group}) > 1 for group in groups)
+            metrics["zero_variance_fraction"] = 1.0 - varied / len(groups)
+        return metrics | {
             "grad_norm": status["actor_grad_norm"],
             "lr": status["actor_lr"],
-            "zero_variance_fraction": 1.0 - varied / len(groups),
             "rollout_mismatch": mismatch,
         }
 

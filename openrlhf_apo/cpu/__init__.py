@@ -6,6 +6,7 @@ hides the GPUs from an actor that asks for none, and a cluster's head may have n
 """
 
 import os
+from importlib.util import find_spec
 from typing import Literal
 
 DEVICE = "OPENRLHF_APO_DEVICE"  # cpu or cuda, in every process of a run
@@ -24,6 +25,11 @@ CPU_ENVIRONMENT = {
 def has_cuda() -> bool:
     """Whether the run is one on GPUs: as its driver decided, else what this process sees."""
     return os.environ[DEVICE] == "cuda" if DEVICE in os.environ else _sees_cuda()
+
+
+def has_flash_attn() -> bool:
+    """Whether flash-attn is installed here, as it is then on all machines of the run."""
+    return find_spec("flash_attn") is not None
 
 
 def decide(device: Literal["auto", "cpu", "cuda"]) -> None:

@@ -29,6 +29,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance.enable", action="store_true", help="a share of each group starts from a reference solution"
     )
 
+    switches.add_argument(
+        "--algo.kl.no_use_loss",
+        dest="algo.kl.use_loss",
+        action="store_false",
+        default=False,
+        help="KL in the reward, where a token loss has it in the loss; the estimator's default is k1 then",
+    )
+
     run = parser.add_argument_group("run")
     add = run.add_argument
     add(

@@ -11,7 +11,10 @@ from openrlhf_apo import cpu
 from openrlhf_apo.errors import LossError, OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF, load_losses
 from openrlhf_apo.options import flags, owners
-from openrlhf_apo.options.checks import check_early, check_model, check_settings, refuse_flags_without_effect
+from openrlhf_apo.options.check_cluster import check_cluster
+from openrlhf_apo.options.check_model import check_model
+from openrlhf_apo.options.checks import check_before_openrlhf, check_inputs, check_settings
+from openrlhf_apo.options.effects import check_values, refuse_flags_without_effect
 from openrlhf_apo.options.owners import value_of
 from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
@@ -45,19 +48,25 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     for flag, value in _defaults(args, given).items():
         if flag not in given:
             setattr(args, flag, value)
+    check_inputs(args)
     refuse_flags_without_effect(args, given)
-    check_early(args)
+    check_values(args, given)
+    check_before_openrlhf(args)
+    if not getattr(args, "reward.remote_url"):
+        setattr(args, "reward.name", "math_verify")
+        setattr(args, "reward.remote_url", "math_verify")  # OpenRLHF: rewards come without a reward model
     parsed = vars(args).copy()
     try:
         settings, said = upstream_checks(args)
     except AssertionError as error:
         raise OptionError(str(error)) from None
-    except ModuleNotFoundError as error:
-        raise OptionError(f"--use_ms needs the package {error.name}: pip install {error.name}") from None
     _refuse_overrides(parsed, settings, given, said)
     settings.given = sorted(given)
     _make_paths_absolute(settings)
     check_settings(settings)
+    check_cluster(settings)
+    if settings.apo.load_rollouts:
+        settings.vllm.num_engines = 0  # not before: OpenRLHF packs samples beside an engine only
     if check_model_folder:
         check_model(settings)
     return settings
@@ -134,7 +143,7 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     content = _yaml(path)
     by_name = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
     words: list[str] = []
-    dests, nothing = [], {}
+    dests, nothing, switches = [], {}, {}
     for name, value in flatten(content).items():
         action = by_name.get(name)
         if action is None or name == "config":
@@ -142,7 +151,7 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise OptionError(f"--config {path}: {name} is a switch: true or false")
-            words += [f"--{name}"] if value else []
+            switches[action.dest] = action.const if value else not action.const
         elif value is None:
             if action.default is not None:
                 raise OptionError(f"--config {path}: {name} needs a value; its default is {action.default}")
@@ -154,7 +163,7 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
         parsed = vars(parser.parse_args(words))
     except OptionError as error:
         raise OptionError(f"--config {path}: {error}") from None
-    return {dest: parsed[dest] for dest in dests} | nothing
+    return {dest: parsed[dest] for dest in dests} | nothing | switches
 
 
 def _yaml(path: str) -> dict:
@@ -192,8 +201,7 @@ def _loss(args: argparse.Namespace, own: list[str]) -> str:
 def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     """Defaults that differ from OpenRLHF's: by loss, by reward, and without CUDA."""
     openrlhf = args.loss == OPENRLHF
-    defaults: dict = {"vllm.num_engines": 0 if getattr(args, "apo.load_rollouts") else 1}
-    defaults["rollout.n_samples_per_prompt"] = 8
+    defaults: dict = {"vllm.num_engines": 1, "rollout.n_samples_per_prompt": 8}
     defaults["algo.advantage.estimator"] = "group_norm"  # what keeps OpenRLHF from asking for a critic
     if not openrlhf:
         defaults |= {"algo.kl.init_coef": 0.0, "algo.kl.use_loss": args.loss in GROUP_LOSSES}
@@ -215,6 +223,8 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     gpus = getattr(args, "actor.num_gpus_per_node")
     if args.runtime == "embedded":
         defaults |= {"ds.attn_implementation": "sdpa", "ds.param_dtype": "fp32"}
+    elif not cpu.has_flash_attn():
+        defaults["ds.attn_implementation"] = "sdpa"
     if not cpu.has_cuda():
         gpus = gpus if "actor.num_gpus_per_node" in given else 1
         defaults |= {

@@ -9,32 +9,29 @@ import argparse
 import ast
 import importlib.util
 from datetime import datetime
-from types import SimpleNamespace
+from functools import cache
+from types import CodeType, SimpleNamespace
 
 
-def _main_block() -> list[ast.stmt]:
+@cache
+def _main_block() -> tuple[CodeType, CodeType]:
+    """The statements before `args = parser.parse_args()`, and those after it without the final `train(args)`."""
     source = importlib.util.find_spec("openrlhf.cli.train_ppo_ray").origin
     with open(source, encoding="utf-8") as file:
         module = ast.parse(file.read(), source)
-    return next(node.body for node in module.body if isinstance(node, ast.If))
-
-
-def _split_at_parse(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
-    """The statements before `args = parser.parse_args()`, and those after it without the final `train(args)`."""
+    body = next(node.body for node in module.body if isinstance(node, ast.If))
     index = next(i for i, node in enumerate(body) if ast.unparse(node) == "args = parser.parse_args()")
     assert ast.unparse(body[-1]) == "train(args)"
-    return body[:index], body[index + 1 : -1]
-
-
-def _execute(statements: list[ast.stmt], names: dict) -> dict:
-    exec(compile(ast.Module(statements, type_ignores=[]), "openrlhf/cli/train_ppo_ray.py", "exec"), names)
-    return names
+    parts = (body[:index], body[index + 1 : -1])
+    return tuple(compile(ast.Module(part, type_ignores=[]), "openrlhf/cli/train_ppo_ray.py", "exec") for part in parts)
 
 
 def upstream_parser() -> argparse.ArgumentParser:
     """The parser of `openrlhf.cli.train_ppo_ray`, with every one of its flags."""
-    before, _ = _split_at_parse(_main_block())
-    return _execute(before, {"argparse": argparse, "datetime": datetime})["parser"]
+    before, _ = _main_block()
+    names = {"argparse": argparse, "datetime": datetime}
+    exec(before, names)
+    return names["parser"]
 
 
 def upstream_checks(args: argparse.Namespace) -> tuple[SimpleNamespace, list[str]]:
@@ -43,7 +40,8 @@ def upstream_checks(args: argparse.Namespace) -> tuple[SimpleNamespace, list[str
 
     Raises AssertionError with OpenRLHF's own message.
     """
-    _, after = _split_at_parse(_main_block())
+    _, after = _main_block()
     said: list[str] = []
     names = {"args": args, "print": lambda *message: said.append(" ".join(map(str, message)))}
-    return _execute(after, names)["args"], said
+    exec(after, names)
+    return names["args"], said

@@ -1,0 +1,93 @@
+"""Settings that DeepSpeed, vLLM or Ray would refuse late, in an actor, or take without a word for something else."""
+
+from types import SimpleNamespace
+
+from openrlhf_apo import cpu
+from openrlhf_apo.errors import OptionError
+from openrlhf_apo.objectives import OPENRLHF
+
+
+def check_cluster(args: SimpleNamespace) -> None:
+    if cpu.has_cuda():
+        _check_flash_attention(args)
+    else:
+        _check_cpu(args)
+    _check_deepspeed(args)
+    _check_ranks(args)
+    _check_placement(args)
+
+
+def _check_flash_attention(args: SimpleNamespace) -> None:
+    if "flash" in args.ds.attn_implementation and not cpu.has_flash_attn():
+        raise OptionError(
+            f"--ds.attn_implementation {args.ds.attn_implementation} needs the package flash-attn (docs/gpu.md): use "
+            "sdpa without --ds.packing_samples, or install it"
+        )
+
+
+def _check_cpu(args: SimpleNamespace) -> None:
+    if "flash" in args.ds.attn_implementation:
+        raise OptionError(f"--ds.attn_implementation {args.ds.attn_implementation} needs a GPU: use sdpa")
+    if args.ds.param_dtype == "fp16":
+        raise OptionError("--ds.param_dtype fp16 needs a GPU: use fp32 or bf16")
+
+
+def _check_deepspeed(args: SimpleNamespace) -> None:
+    stage, ours = args.ds.zero_stage, args.loss != OPENRLHF
+    if args.actor.optim == "muon" and stage not in (1, 2):
+        what = "raises beside its reduce-scatter" if stage == 3 else "is plain SGD without ZeRO"
+        raise OptionError(f"--actor.optim muon needs --ds.zero_stage 1 or 2, not {stage}: DeepSpeed's Muon {what}")
+    if args.ds.overlap_comm and ours and stage < 2:
+        raise OptionError(
+            f"--ds.overlap_comm needs --ds.zero_stage 2 or 3 with --loss {args.loss}, not {stage}: drop it (DeepSpeed "
+            "refuses it beside unmanaged accumulation)"
+        )
+    if stage < 3 and args.ds.grad_accum_dtype not in (None, args.ds.param_dtype):
+        why = (
+            "DeepSpeed has no engine for the two",
+            "a step without gradient would stop the run",
+            "DeepSpeed adds up in the weights' own dtype there",
+        )
+        raise OptionError(
+            f"--ds.grad_accum_dtype {args.ds.grad_accum_dtype} beside --ds.param_dtype {args.ds.param_dtype} needs "
+            f"ZeRO 3 ({why[stage]}): drop it, or use --ds.zero_stage 3"
+        )
+    if args.ds.tensor_parallel_size > 1 and args.ds.param_dtype != "bf16":
+        raise OptionError(f"--ds.tensor_parallel_size needs --ds.param_dtype bf16, not {args.ds.param_dtype}")
+
+
+def _check_ranks(args: SimpleNamespace) -> None:
+    """Batches can be dealt to the ranks, of which those of a ring or of tensor parallelism do the same work."""
+    actors, together = _actors(args), args.ds.ring_attn_size * args.ds.tensor_parallel_size
+    if actors % together:
+        raise OptionError(
+            f"--ds.ring_attn_size {args.ds.ring_attn_size} x --ds.tensor_parallel_size {args.ds.tensor_parallel_size} "
+            f"ranks work together: the actor's {actors} GPUs are not made of groups of {together}"
+        )
+    ranks, micro = actors // together, args.train.micro_batch_size
+    if args.loss == OPENRLHF and args.train.batch_size % (micro * ranks):
+        raise OptionError(
+            f"--train.batch_size {args.train.batch_size} is not a multiple of --train.micro_batch_size {micro} x "
+            f"{ranks} ranks"
+        )
+
+
+def _check_placement(args: SimpleNamespace) -> None:
+    """Models that share GPUs are on equally many."""
+    actors, engines = _actors(args), args.vllm.num_engines * args.vllm.tensor_parallel_size
+    if args.train.colocate_all and not args.apo.load_rollouts and engines != actors:
+        raise OptionError(
+            f"--vllm.num_engines x --vllm.tensor_parallel_size is {engines}, and must be {actors} with "
+            f"--train.colocate_all, where the engines are on the actor's {actors} GPUs"
+        )
+    shared = args.train.colocate_all or args.train.colocate_actor_ref
+    reference = (args.ref.num_nodes, args.ref.num_gpus_per_node)
+    if args.loss == OPENRLHF and shared and args.algo.kl.init_coef > 0:
+        if reference != (args.actor.num_nodes, args.actor.num_gpus_per_node):
+            raise OptionError(
+                "--ref.num_nodes and --ref.num_gpus_per_node must be the actor's where they share GPUs: drop them"
+            )
+
+
+def _actors(args: SimpleNamespace) -> int:
+    return args.actor.num_nodes * args.actor.num_gpus_per_node

@@ -1,0 +1,229 @@
+"""When a flag that works has no effect all the same, for want of another flag or beside one: given then, it is
+refused. OpenRLHF's flags and this project's; those of losses and controllers are in owners.py."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openrlhf_apo.objectives import OPENRLHF
+from openrlhf_apo.options import owners
+from openrlhf_apo.options.openrlhf_flags import SCHEDULERS_WITH_MIN_LR
+
+
+class Values:
+    """values["eval.dataset"], and `given`: the flags that the user or the file sets."""
+
+    def __init__(self, args: argparse.Namespace, given: set[str]):
+        self.args, self.given = args, given
+
+    def __getitem__(self, flag: str):
+        return getattr(self.args, flag)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """flags: have no effect `when` this holds. The error is "--FLAG has no effect BECAUSE: FIX"."""
+
+    flags: str  # separated by spaces; one that ends with * stands for all that begin so
+    because: str
+    when: Callable[[Values], bool]
+    fix: str = "drop it"
+
+    def names(self, flag: str) -> bool:
+        return any(
+            flag == name or (name.endswith("*") and flag.startswith(name[:-1])) for name in self.flags.split(" ")
+        )
+
+
+def never_evaluated(v: Values) -> bool:
+    return not v["eval.dataset"] or (v["eval.steps"] == -1 and not v["eval.ends"])
+
+
+def never_saved(v: Values) -> bool:
+    """No checkpoint of any kind: none by --ckpt.save_steps, none for an evaluation better than all before."""
+    return v["ckpt.save_steps"] == -1 and (never_evaluated(v) or v["ckpt.best_metric_key"] == "none")
+
+
+def _no_kl(v: Values) -> bool:
+    return v["algo.kl.init_coef"] == 0 and not v["adrpo.enable"]
+
+
+def _no_tracker(v: Values) -> bool:
+    return not v["logger.wandb.key"] and not v["logger.tensorboard_dir"]
+
+
+def _length_unused(v: Values) -> bool:
+    return not owners.uses(v["loss"], "max_length") and v["reward.overlong_buffer_len"] is None
+
+
+CONDITIONS = [
+    # This project's run.
+    Condition(
+        "adrpo.* guidance.* apo.max_generations",
+        "with --loss openrlhf, which goes by OpenRLHF's flags alone",
+        lambda v: v["loss"] == OPENRLHF,
+    ),
+    Condition("apo.save_rollouts", "with --apo.load_rollouts", lambda v: bool(v["apo.load_rollouts"])),
+    Condition(
+        "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
+        "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
+        "reward.remote_url reward.timeout reward.max_failures apo.check_weights",
+        "with --apo.load_rollouts, which neither samples nor scores",
+        lambda v: bool(v["apo.load_rollouts"]),
+    ),
+    Condition(
+        "rollout.max_new_tokens",
+        "with --apo.load_rollouts, where neither the loss nor a length penalty asks for it",
+        lambda v: bool(v["apo.load_rollouts"]) and _length_unused(v),
+    ),
+    Condition(
+        "apo.check_weights",
+        "with --vllm.tensor_parallel_size above 1, as an engine's shards are not compared",
+        lambda v: v["vllm.tensor_parallel_size"] > 1,
+    ),
+    Condition(
+        "reward.max_failures",
+        "with --reward math_verify, for which an answer that cannot be verified is wrong",
+        lambda v: not v["reward.remote_url"],
+    ),
+    # Evaluation, checkpoints, trackers.
+    Condition(
+        "eval.split eval.temperature eval.n_samples_per_prompt eval.steps eval.ends",
+        "without --eval.dataset",
+        lambda v: not v["eval.dataset"],
+    ),
+    Condition(
+        "eval.dataset eval.split eval.temperature eval.n_samples_per_prompt",
+        "without --eval.steps or --eval.ends",
+        never_evaluated,
+        "give one of them, or drop it",
+    ),
+    Condition(
+        "ckpt.best_metric_key", "without an evaluation", never_evaluated, "give --eval.dataset and --eval.steps"
+    ),
+    Condition(
+        "ckpt.save_hf ckpt.disable_ds",
+        "where no checkpoint is written",
+        never_saved,
+        "give --ckpt.save_steps, or drop it",
+    ),
+    Condition(
+        "ckpt.max_num ckpt.max_mem",
+        "without --ckpt.save_steps",
+        lambda v: v["ckpt.save_steps"] == -1,
+        "give it, or drop this one",
+    ),
+    Condition("ckpt.max_num ckpt.max_mem", "with --ckpt.disable_ds", lambda v: v["ckpt.disable_ds"]),
+    Condition("ds.use_universal_ckpt", "without --ckpt.load_enable", lambda v: not v["ckpt.load_enable"]),
+    Condition(
+        "logger.wandb.org logger.wandb.group logger.wandb.project",
+        "without --logger.wandb.key",
+        lambda v: not v["logger.wandb.key"],
+    ),
+    Condition(
+        "logger.wandb.run_name logger.logging_steps",
+        "without --logger.wandb.key or --logger.tensorboard_dir",
+        _no_tracker,
+    ),
+    # Optimizer and model.
+    Condition(
+        "actor.muon.*",
+        "with --actor.optim adam",
+        lambda v: v["actor.optim"] == "adam",
+        "drop it, or use --actor.optim muon",
+    ),
+    Condition(
+        "actor.min_lr_ratio",
+        f"with other --actor.lr_scheduler than {' and '.join(SCHEDULERS_WITH_MIN_LR)}",
+        lambda v: v["actor.lr_scheduler"] not in SCHEDULERS_WITH_MIN_LR,
+    ),
+    Condition(
+        "actor.lr_warmup_ratio",
+        "with --actor.lr_scheduler constant",
+        lambda v: v["actor.lr_scheduler"] == "constant",
+        "drop it, or use constant_with_warmup",
+    ),
+    Condition(
+        "actor.gradient_checkpointing_reentrant",
+        "without --actor.gradient_checkpointing_enable",
+        lambda v: not v["actor.gradient_checkpointing_enable"],
+    ),
+    Condition("ds.zpg ref.offload", "below --ds.zero_stage 3", lambda v: v["ds.zero_stage"] < 3),
+    Condition("ds.overlap_comm", "with --ds.zero_stage 0", lambda v: v["ds.zero_stage"] == 0),
+    Condition("ds.ring_attn_head_stride", "with --ds.ring_attn_size 1", lambda v: v["ds.ring_attn_size"] == 1),
+    Condition(
+        "vllm.sync_with_ray",
+        "with --train.colocate_all, where weights travel by CUDA IPC",
+        lambda v: v["train.colocate_all"],
+    ),
+    # Data.
+    Condition("data.input_template", "with --data.apply_chat_template", lambda v: v["data.apply_chat_template"]),
+    Condition(
+        "data.prompt_probs",
+        "with one --data.prompt_dataset",
+        lambda v: "," not in (v["data.prompt_dataset"] or ""),
+    ),
+    Condition(
+        "apo.max_generations algo.dynamic_filtering_range",
+        "with --algo.dynamic_filtering_enable False",
+        lambda v: not v["algo.dynamic_filtering_enable"],
+    ),
+    Condition(
+        "reward.overlong_penalty_factor",
+        "without --reward.overlong_buffer_len",
+        lambda v: v["reward.overlong_buffer_len"] is None,
+    ),
+    # KL, clip, and OpenRLHF's own step.
+    Condition(
+        "algo.kl.init_coef algo.kl.use_loss",
+        "with --adrpo.enable",
+        lambda v: v["adrpo.enable"],
+        "drop it; the coefficient is --adrpo.beta_0",
+    ),
+    Condition(
+        "algo.kl.estimator algo.kl.use_loss algo.kl.target algo.kl.unbiased_gradient ref.* train.colocate_actor_ref",
+        "without KL",
+        _no_kl,
+        "drop it, or set --algo.kl.init_coef",
+    ),
+    Condition("algo.kl.horizon", "without --algo.kl.target", lambda v: v["algo.kl.target"] is None),
+    Condition("algo.kl.unbiased_gradient", "without --algo.kl.use_loss", lambda v: not v["algo.kl.use_loss"]),
+    Condition("train.colocate_actor_ref", "with --train.colocate_all", lambda v: v["train.colocate_all"]),
+    Condition("actor.eps_clip", "with --actor.eps_clip_low_high", lambda v: "actor.eps_clip_low_high" in v.given),
+    Condition(
+        "actor.loss_agg_mode",
+        "with --actor.policy_loss_type gspo, which is a mean over answers",
+        lambda v: v["actor.policy_loss_type"] == "gspo",
+    ),
+    Condition(
+        "algo.advantage.is_correction_mode algo.advantage.is_correction_gating algo.advantage.is_correction_threshold",
+        "without --algo.advantage.is_correction_level",
+        lambda v: v["algo.advantage.is_correction_level"] == "off",
+    ),
+    Condition(
+        "algo.advantage.is_correction_mode algo.advantage.is_correction_gating algo.advantage.is_correction_threshold",
+        "with --actor.policy_loss_type gspo",
+        lambda v: v["actor.policy_loss_type"] == "gspo",
+    ),
+    Condition(
+        "algo.advantage.gamma",
+        "with other --algo.advantage.estimator than reinforce",
+        lambda v: v["algo.advantage.estimator"] != "reinforce",
+    ),
+    Condition(
+        "algo.advantage.no_std_norm",
+        "with other --algo.advantage.estimator than reinforce and reinforce_baseline",
+        lambda v: v["algo.advantage.estimator"] not in ("reinforce", "reinforce_baseline"),
+    ),
+    Condition("train.ema_beta", "without --train.enable_ema", lambda v: not v["train.enable_ema"]),
+    Condition(
+        "rollout.max_tokens_per_gpu train.max_tokens_per_gpu",
+        "without --train.dynamic_batch_enable",
+        lambda v: not v["train.dynamic_batch_enable"],
+    ),
+    Condition(
+        "rollout.micro_batch_size train.micro_batch_size",
+        "with --train.dynamic_batch_enable",
+        lambda v: v["train.dynamic_batch_enable"],
+    ),
+]
