@@ -14,6 +14,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Setting:
 
 
 def setting(
-    default,
+    default: Any,
     help: str,
     *,
     within: str | None = None,
@@ -43,7 +44,7 @@ def setting(
     part: int | None = None,
     needs: tuple[str, tuple] | None = None,
     uses: str | None = None,
-):
+) -> Any:
     """The default of a dataclass field that is a setting; the arguments are those of `Setting`.
 
     Types: float, int, str, bool, Literal of strings, tuple of equal numbers, and any of these `| None`.
@@ -81,7 +82,7 @@ def settings_of(owner: type) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def _stated(owner: type, name: str) -> dict | None:
+def _stated(owner: type, name: str) -> dict[str, Any] | None:
     for base in owner.__mro__:
         item = base.__dict__.get("__dataclass_fields__", {}).get(name)
         if item is not None and "setting" in item.metadata:
@@ -89,7 +90,7 @@ def _stated(owner: type, name: str) -> dict | None:
     return None
 
 
-def _typed(hint) -> dict:
+def _typed(hint: Any) -> dict[str, Any]:
     optional = typing.get_origin(hint) in (UnionType, typing.Union) and NoneType in typing.get_args(hint)
     if optional:
         (hint,) = [each for each in typing.get_args(hint) if each is not NoneType]
@@ -115,11 +116,11 @@ def construct(owner: type, **values):
 class Checked:
     """Base of owners: what is built with a value out of range raises ValueError naming the field."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
 
-def check_settings(owner) -> None:
+def check_settings(owner: object) -> None:
     """Raise ValueError, one line, for the first setting of `owner` whose value is none it can have."""
     for each in settings_of(type(owner)):
         value = getattr(owner, each.name)

@@ -28,7 +28,7 @@ def reward_func(queries, prompts, labels, **kwargs):
         "two": lambda: {"rewards": torch.tensor([1.0, 0.0])},
         "string": lambda: {"rewards": "high"},
         "list": lambda: [1.0],
-        "hang": lambda: time.sleep(3600),
+        "hang": lambda: time.sleep(10),
         "slow": lambda: (time.sleep(0.2), {"rewards": torch.tensor([0.5])})[1],
         "good": lambda: {"rewards": torch.tensor([len(query) / 100]), "scores": torch.tensor([0.0])},
     }

@@ -13,7 +13,7 @@ registers `--alpha_mode mine`. CONTRIBUTING.md shows a whole one.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -34,8 +34,8 @@ class AlphaController(Checked):
     for the target. "token": 1 - token entropy / log V.
     """
 
-    confidence: ClassVar[str] = "candidate"
-    _state: dict[str, float | None]
+    confidence: str = "candidate"
+    _state: dict[str, Any]  # JSON-able
     metrics: dict[str, float | str | dict[str, int]]
 
     def __post_init__(self):
@@ -46,7 +46,7 @@ class AlphaController(Checked):
         """alpha of this optimizer step: a float in [0, 1], or one per group [G]. Updates `metrics` and `_state`."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, float | None]:
+    def state_dict(self) -> dict[str, Any]:
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
@@ -69,7 +69,7 @@ class BoundedAlpha(AlphaController):
         0.1, "weight of the new alpha in its moving average (Eq. 23); 1 is none", within="(0, 1]", flag="apo.rho"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha_min >= self.alpha_max:
             raise ValueError(
@@ -102,7 +102,7 @@ def alpha_controller(name: str) -> Callable:
 def build_alpha_controller(mode: str, **settings) -> AlphaController:
     """A controller by its name. ValueError for a mode that does not exist, a setting that it lacks, or a bad value."""
     check_choice("alpha_mode", mode, CONTROLLERS)
-    known = CONTROLLERS[mode].__dataclass_fields__
+    known = [each.name for each in settings_of(CONTROLLERS[mode])]
     for name in settings:
         if name not in known:
             raise ValueError(f"{name} is not a setting of alpha_mode {mode!r}, which takes {', '.join(known)}")

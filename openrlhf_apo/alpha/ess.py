@@ -44,7 +44,7 @@ class EssAlpha(BoundedAlpha):
     )
     scope: Literal["batch", "group"] = setting("batch", "one alpha, or one per group", flag="apo.ess_scope")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._state = {"alpha": self.alpha_max}
 

@@ -51,7 +51,7 @@ class GuardedAlpha(BoundedAlpha):
         flag="apo.confidence",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._state = {
             "alpha": self.alpha_max,

@@ -21,6 +21,6 @@ class AlphaSignals:
     log_q: torch.Tensor | None = None
     log_p: torch.Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("mean_reward", self.mean_reward, "(-inf, inf)")
         check_number("confidence", self.confidence, "(-inf, inf)")

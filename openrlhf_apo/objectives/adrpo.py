@@ -25,7 +25,7 @@ class Adrpo(Checked):
     beta_min: float = setting(0.0, "lower bound; below 0 it rewards divergence from the reference")
     beta_max: float = setting(1.0, "upper bound")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min must not be above beta_max, got {self.beta_min} and {self.beta_max}")

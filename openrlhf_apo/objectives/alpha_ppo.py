@@ -14,6 +14,7 @@ The paper's exact form and settings were not available: this form, alpha = 0.5 a
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from openrlhf_apo.settings import setting
 
@@ -30,7 +31,9 @@ class AlphaPpo(TokenLoss):
 
     aggregation = "token"
 
-    def per_token(self, log_probs, old_log_probs, advantages, mask):
+    def per_token(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         log_ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         a = 1 - self.alpha
         divergence = (a * log_ratio.expm1() - (a * log_ratio).expm1()) / (self.alpha * a)

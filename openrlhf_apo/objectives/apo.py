@@ -43,7 +43,7 @@ class AlphaDivergenceLoss(Checked):
         None, "MIN MAX: clip r^alpha, in the gradient only (Eq. 24)", flag="apo.weight_clip", uses="weight_clip"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.weight_clip is None:
             return

@@ -16,6 +16,7 @@ and compares positive with negative (target 1, which is the same at rho = 0.5).
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from openrlhf_apo.settings import setting
 
@@ -39,7 +40,7 @@ class Bapo(TokenLoss):
 
     aggregation = "token"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         (low, low_max), (high, high_max) = self.low_range, self.high_range
         if not 0 < low <= low_max < 1 < high <= high_max:
@@ -56,7 +57,7 @@ class Bapo(TokenLoss):
         metrics = {"clip_low": bounds[0], "clip_high": bounds[1], "positive_share": share}
         return self.token_terms(step, advantages, replace(self, bounds=bounds), metrics=metrics)
 
-    def balance(self, r: torch.Tensor, advantages: torch.Tensor) -> tuple[tuple[float, float], float]:
+    def balance(self, r: Tensor, advantages: Tensor) -> tuple[tuple[float, float], float]:
         """r[T], advantages[T] of all tokens of the step -> ((c_low, c_high), the share they give)."""
         r, advantages = r.double(), advantages.double()
 
@@ -73,5 +74,8 @@ class Bapo(TokenLoss):
             high = min(high + self.step, high_max)
         return (low, high), share(low, high)
 
-    def per_token(self, log_probs, old_log_probs, advantages, mask):
+    def per_token(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert self.bounds is not None  # set by `terms`
         return clipped_surrogate(ratio(log_probs, old_log_probs), advantages, *self.bounds, self.dual_clip)

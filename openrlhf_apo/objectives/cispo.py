@@ -11,6 +11,8 @@ Reference: MiniMax-M1, arXiv 2506.13585, Eqs. 4-5. A is GRPO's; no KL.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .clip import ClippedLoss, ratio
 from .registry import token_loss
 
@@ -23,7 +25,9 @@ class Cispo(ClippedLoss):
 
     aggregation = "token"
 
-    def per_token(self, log_probs, old_log_probs, advantages, mask):
+    def per_token(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         r = ratio(log_probs, old_log_probs).detach()
         weight = r.clamp(1 - self.eps_low, 1 + self.eps_high)
         return -weight * advantages * log_probs, weight != r

@@ -55,7 +55,9 @@ class ClippedSurrogate(ClippedLoss):
         None, "c: where A < 0 the loss of a token is at most c |A|", within="(1, inf)", flag="actor.dual_clip"
     )
 
-    def per_token(self, log_probs, old_log_probs, advantages, mask):
+    def per_token(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return clipped_surrogate(
             ratio(log_probs, old_log_probs), advantages, 1 - self.eps_low, 1 + self.eps_high, self.dual_clip
         )

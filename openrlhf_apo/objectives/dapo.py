@@ -25,8 +25,8 @@ class Dapo(ClippedSurrogate):
     aggregation = "token"
 
     @classmethod
-    def presets(cls, max_new_tokens):
-        presets = {"algo.dynamic_filtering_enable": True}
+    def presets(cls, max_new_tokens: int | None) -> dict[str, object]:
+        presets: dict[str, object] = {"algo.dynamic_filtering_enable": True}
         if max_new_tokens:
             presets["reward.overlong_buffer_len"] = OVERLONG_SHARE * max_new_tokens
         return presets

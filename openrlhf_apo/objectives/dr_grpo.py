@@ -9,6 +9,8 @@ Reference: arXiv 2503.20783, §3.2 and its code's constant normaliser; no KL.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .checks import check_groups
 from .clip import ClippedSurrogate
 from .registry import token_loss
@@ -19,6 +21,6 @@ from .registry import token_loss
 class DrGrpo(ClippedSurrogate):
     aggregation = "constant"
 
-    def advantages(self, rewards):
+    def advantages(self, rewards: Tensor) -> Tensor:
         rewards = check_groups("rewards", rewards)
         return rewards - rewards.mean(-1, keepdim=True)

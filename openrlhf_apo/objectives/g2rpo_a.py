@@ -19,5 +19,5 @@ class G2rpoA(ClippedSurrogate):
     aggregation = "sequence"
 
     @classmethod
-    def presets(cls, max_new_tokens):
+    def presets(cls, max_new_tokens: int | None) -> dict[str, object]:
         return KL | {"guidance.enable": True}

@@ -11,6 +11,7 @@ any micro-batching, packing and sharding. docs/own_loss.md shows how to add one;
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,8 +69,9 @@ def coefficients(
     """
     loss = GROUP_LOSSES[name]() if loss is None else loss
     log_ratio = log_ratio.double().detach().requires_grad_()
+    declared = cast(GroupContext, DeclaredContext(context, GROUP_LOSSES[name]))
     with torch.enable_grad():
-        value = loss(log_ratio, rewards.double(), DeclaredContext(context, GROUP_LOSSES[name]))
+        value = loss(log_ratio, rewards.double(), declared)
     expected = tuple(log_ratio.shape[:1])
     if not isinstance(value, Tensor) or tuple(value.shape) != expected:
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .clip import ClippedSurrogate
 from .registry import token_loss
 
-KL = {"algo.kl.init_coef": 0.04, "algo.kl.use_loss": True}
+KL: dict[str, object] = {"algo.kl.init_coef": 0.04, "algo.kl.use_loss": True}
 
 
 @token_loss("grpo")
@@ -21,5 +21,5 @@ class Grpo(ClippedSurrogate):
     aggregation = "sequence"
 
     @classmethod
-    def presets(cls, max_new_tokens):
+    def presets(cls, max_new_tokens: int | None) -> dict[str, object]:
         return KL

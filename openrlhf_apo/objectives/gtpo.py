@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from openrlhf_apo.settings import setting
 
@@ -38,6 +39,7 @@ class Gtpo(TokenLoss):
     aggregation = "sequence"
 
     def terms(self, step: TokenStep) -> Terms:
+        assert step.entropies is not None  # declared
         if self.initial_entropy is None:
             self.initial_entropy = step.entropies.mean().item()
         z = self.advantages(step.rewards)  # [G, P]
@@ -58,13 +60,15 @@ class Gtpo(TokenLoss):
         metrics = {"conflict_fraction": conflicts / step.lengths.sum().item()}
         return self.token_terms(step, advantages, token_weights=token_weights, metrics=metrics)
 
-    def per_token(self, log_probs, old_log_probs, advantages, mask):
+    def per_token(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return -ratio(log_probs, old_log_probs) * advantages, torch.zeros_like(mask, dtype=torch.bool)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"initial_entropy": self.initial_entropy}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.initial_entropy = state["initial_entropy"]
 
 

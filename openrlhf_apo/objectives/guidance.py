@@ -29,7 +29,7 @@ class Guidance(Checked):
     length: int = setting(3072, "tokens of guidance at first and at most", within="[1, inf)")
     solution_key: str = setting("solution", "column of the data with the reference solutions")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._state: dict = {"length": self.length, "accuracies": []}
 

@@ -11,7 +11,7 @@ and its check.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from openrlhf_apo.errors import LossError
 from openrlhf_apo.settings import Setting, construct, settings_of
@@ -28,7 +28,7 @@ class Loss:
     it declares (uses.py)."""
 
     name: str
-    implementation: type | Callable
+    implementation: Any
     uses: frozenset[str]
 
     @property

@@ -28,7 +28,7 @@ class GroupTargetBuilder(Checked):
     )
     eps: float = 1e-6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_number("eps", self.eps, "(0, inf)")
 

@@ -1,7 +1,7 @@
 """An optimizer step as the driver hands it to the ranks: numbers per sample."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Terms:
     columns: dict[str, Tensor]
     loss: "TokenLoss | None" = None  # of the columns weight and advantage
     token_weights: list[list[float]] | None = None  # f_it of each sample; 1 when None
-    metrics: dict[str, float] = field(default_factory=dict)  # for the driver
+    metrics: dict[str, Any] = field(default_factory=dict)  # for the driver
 
     @property
     def needs_reference(self) -> bool:

@@ -14,7 +14,7 @@ with N the samples of the optimizer step. No micro-batch, accumulation or shardi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class TokenLoss(Checked):
         advantages: Tensor,
         loss: "TokenLoss | None" = None,
         token_weights: list[list[float]] | None = None,
-        metrics: dict[str, float] | None = None,
+        metrics: dict[str, Any] | None = None,
     ) -> Terms:
         """Terms of advantages[G, P] with the weights of `aggregation`. loss: what the ranks use; None is this one.
         token_weights: f_it, one number per response token of each sample. metrics: for the metrics file."""
@@ -99,6 +99,7 @@ class TokenLoss(Checked):
             return torch.full_like(lengths, 1.0 / lengths.sum().item())
         if self.aggregation == "sequence":
             return 1.0 / (lengths * lengths.numel())
+        assert step.max_length is not None, 'aggregation "constant" needs uses=("max_length",)'
         return torch.full_like(lengths, 1.0 / (lengths.numel() * step.max_length))
 
     def state_dict(self) -> dict:

@@ -1,7 +1,8 @@
 """What a reward is, whatever computes it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from openrlhf_apo.errors import RewardFailure
 
@@ -16,5 +17,10 @@ class Reward:
     extra: dict[str, float] = field(default_factory=dict)
 
 
-# (prompts, responses, labels) of N samples -> N rewards, or why a sample has none
-RewardFunction = Callable[[list[str], list[str], list], list[Reward | RewardFailure]]
+class RewardFunction(Protocol):
+    """not_verified: how many answers of the run it could not verify."""
+
+    not_verified: int
+
+    def __call__(self, prompts: list[str], responses: list[str], labels: list) -> Sequence[Reward | RewardFailure]:
+        """The rewards of N samples, or why a sample has none."""

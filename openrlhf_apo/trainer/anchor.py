@@ -59,7 +59,7 @@ class Anchor:
         if mode == "ema":
             return  # it moves after every update
         on_policy = self._is_policy(rollout)
-        weights = "policy" if on_policy else "anchor"
+        weights: Literal["policy", "anchor"] = "policy" if on_policy else "anchor"
         first = 1 if on_policy else 0  # step 0 reports its own l from the training forward
         self.sums = {step: self.policy.log_prob_sums(step, weights) for step in range(first, num_steps)}
 

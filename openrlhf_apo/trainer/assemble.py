@@ -6,16 +6,16 @@ import sys
 from typing import TextIO
 
 from openrlhf_apo.errors import DataError
-from openrlhf_apo.trainer.checkpoints import Checkpoints
+from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
 from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
-from openrlhf_apo.trainer.loop import Trainer
+from openrlhf_apo.trainer.loop import RolloutUpdate, Trainer
 from openrlhf_apo.trainer.metrics import MetricsFile
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
-from openrlhf_apo.trainer.rollouts import EngineRollouts, FileRollouts
+from openrlhf_apo.trainer.rollouts import EngineRollouts, FileRollouts, Rollouts
 from openrlhf_apo.trainer.scoring import Scorer
 from openrlhf_apo.trainer.token_objective import TokenObjective
 from openrlhf_apo.trainer.update import Update
@@ -31,11 +31,14 @@ class Inputs:
 
     def __init__(self, plan: RunPlan, rows: list[PromptRow] | None, held_out: list[PromptRow] | None, scorer: Scorer):
         schedule, self.held_out, self.scorer = plan.schedule, held_out, scorer
+        self.prompts: PromptStream | None = None
+        self.saved: RolloutFiles | None = None
         if plan.saved_rollouts:
-            self.prompts, self.saved = None, RolloutFiles(plan.saved_rollouts)
+            self.saved = RolloutFiles(plan.saved_rollouts)
             per_rollout = [schedule.prompts_per_rollout] * len(self.saved)
         else:
-            self.prompts, self.saved = PromptStream(rows, schedule.seed, schedule.episodes), None
+            assert rows is not None
+            self.prompts = PromptStream(rows, schedule.seed, schedule.episodes)
             if len(self.prompts) < schedule.prompts_per_rollout:
                 raise DataError(
                     f"{len(rows)} prompts x {schedule.episodes} episodes are fewer than one --rollout.batch_size "
@@ -53,14 +56,17 @@ def assemble(
     engine: EngineHandle | None,
     vocab_size: int,
     *,
-    foreign_update=None,
+    foreign_update: RolloutUpdate | None = None,
     trackers: list | None = None,
     console: TextIO = sys.stderr,
 ) -> Trainer:
     """A trainer that goes on from the policy's checkpoint, where one was loaded. foreign_update: what trains on a
     rollout in place of an objective of ours (`--loss openrlhf`)."""
-    objective, update = None, foreign_update
-    if plan.objective is not None:
+    objective: GroupObjective | TokenObjective | None = None
+    if plan.objective is None:
+        assert foreign_update is not None
+        update = foreign_update
+    else:
         if isinstance(plan.objective, GroupPlan):
             objective = GroupObjective(policy, plan.objective, vocab_size)
         else:
@@ -74,8 +80,9 @@ def assemble(
             length_penalty=plan.length_penalty,
         ).run
     if inputs.saved is not None:
-        rollouts = FileRollouts(inputs.saved)
+        rollouts: Rollouts = FileRollouts(inputs.saved)
     else:
+        assert inputs.prompts is not None and engine is not None
         rollouts = EngineRollouts(
             inputs.prompts,
             plan.schedule.prompts_per_rollout,
@@ -89,9 +96,10 @@ def assemble(
         )
     evaluation = None
     if plan.evaluation is not None:
+        assert inputs.held_out is not None
         evaluation = Evaluation(inputs.held_out, plan.evaluation.sampling, plan.evaluation.every, plan.evaluation.ends)
     checkpoints = Checkpoints(policy, plan.output.save_every, plan.output.best_key)
-    parts = {
+    parts: dict[str, Stateful | None] = {
         "scorer": inputs.scorer,
         "prompts": inputs.prompts,
         "objective": objective,
@@ -118,7 +126,7 @@ def assemble(
     )
 
 
-def _resume(plan: RunPlan, policy: PolicyHandle, parts: dict) -> int:
+def _resume(plan: RunPlan, policy: PolicyHandle, parts: dict[str, Stateful]) -> int:
     """Load the parts' states from the policy's checkpoint; the number of rollouts that are already done."""
     if not plan.output.resume:
         return 0

@@ -1,10 +1,21 @@
 """When a checkpoint is written, and which one is the best so far."""
 
 import logging
+from typing import Protocol
 
 from openrlhf_apo.trainer.handles import PolicyHandle
 
 logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds."""
+
+    def state_dict(self) -> dict:
+        """JSON-able."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where `state_dict` was taken."""
 
 
 class Checkpoints:

@@ -1,18 +1,19 @@
 """How long the phases of a rollout take."""
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Clock:
     """Seconds by phase since the last `lap`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.phases: dict[str, float] = {}
         self.start = time.perf_counter()
 
     @contextmanager
-    def __call__(self, phase: str):
+    def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start

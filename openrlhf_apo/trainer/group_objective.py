@@ -9,7 +9,7 @@ which is exact because nothing that depends on a group ever happens inside a mic
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,17 +81,17 @@ class GroupObjective:
         log_q = plan.target(step.rewards)  # [G, P]
         log_p = anchored_log_policy(log_ratio, divergence.tau_anc)  # [G, P]
         varied = step.rewards.max(-1).values > step.rewards.min(-1).values  # [G]
-        metrics = {
+        metrics: dict[str, Any] = {
             "entropy_p": normalized_entropy(log_p).mean().item(),
             "entropy_q": normalized_entropy(log_q).mean().item(),
             "log_ratio_std": log_ratio.std(-1, correction=0).mean().item(),
         }
-        alpha = math.nan  # a loss without a controller declares no alpha, and cannot read it
+        alpha: float | Tensor = math.nan  # a loss without a controller declares no alpha, and cannot read it
         if self.controller is not None:
             alpha = self.controller.step(
                 AlphaSignals(
                     mean_reward=step.rewards.mean().item(),
-                    confidence=self._confidence(step, log_q, log_p, varied),
+                    confidence=self._confidence(self.controller.confidence, step, log_q, log_p, varied),
                     log_q=log_q,
                     log_p=log_p,
                 )
@@ -129,9 +129,8 @@ class GroupObjective:
             return 1.0 / lengths
         return torch.full_like(lengths, 1.0 / settings.reduction_const if settings.reduction == "const" else 1.0)
 
-    def _confidence(self, step: Step, log_q: Tensor, log_p: Tensor, varied: Tensor) -> float:
+    def _confidence(self, source: str, step: Step, log_q: Tensor, log_p: Tensor, varied: Tensor) -> float:
         """c_t of Eq. 19, or one of its two replacements (AlphaController.confidence)."""
-        source = self.controller.confidence
         if source == "token":  # -mean log pi of the sampled tokens estimates the token entropy
             log_probs = [log_prob for sample in step.samples for log_prob in sample.rollout_log_probs]
             return 1.0 + sum(log_probs) / len(log_probs) / math.log(self.vocab_size)
@@ -144,7 +143,7 @@ class GroupObjective:
         return (confidence[varied] / target_confidence[varied]).clamp(0.0, 1.0).mean().item()
 
 
-def _alpha_metrics(alpha, log_q: Tensor, log_p: Tensor, varied: Tensor) -> dict[str, float]:
+def _alpha_metrics(alpha: float | Tensor, log_q: Tensor, log_p: Tensor, varied: Tensor) -> dict[str, float]:
     tilt = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1, 1) * (log_q - log_p)  # log r^alpha, [G, P]
     metrics = {
         "divergence": alpha_divergence(log_q, log_p, alpha).mean().item(),

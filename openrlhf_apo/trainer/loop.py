@@ -12,7 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from openrlhf_apo.trainer.checkpoints import Checkpoints
+from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
@@ -23,6 +23,9 @@ from openrlhf_apo.trainer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
+# Trains on the whole groups of a rollout, which is numbered from 0 here; returns metrics.
+RolloutUpdate = Callable[[list[list[Sample]], int], dict]
+
 
 @dataclass(kw_only=True)
 class Trainer:
@@ -31,7 +34,7 @@ class Trainer:
     policy: PolicyHandle
     engine: EngineHandle | None
     rollouts: Rollouts
-    update: Callable[[list[list[Sample]], int], dict]  # trains on the whole groups of a rollout (from 0) -> metrics
+    update: RolloutUpdate
     group_size: int
     scorer: Scorer
     evaluation: Evaluation | None
@@ -40,7 +43,7 @@ class Trainer:
     trackers: list = field(default_factory=list)  # OpenRLHF's loggers
     track_every: int = 1  # rollouts
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
-    state: dict[str, object] = field(default_factory=dict)  # saved beside the weights: objects with state_dict()
+    state: dict[str, Stateful] = field(default_factory=dict)  # saved beside the weights
     console: TextIO = sys.stderr  # of the progress bar
     done: int = 0  # rollouts
 
@@ -97,6 +100,7 @@ class Trainer:
         return row | times
 
     def _evaluate(self, clock: Clock) -> dict[str, float]:
+        assert self.evaluation is not None and self.engine is not None
         with clock("eval"):
             return self.evaluation.run(self.engine, self.scorer)
 

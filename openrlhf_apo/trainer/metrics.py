@@ -26,6 +26,7 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class MetricsFile:
     metrics.jsonl.1 (.2, ... when that is taken), so that two runs never mix.
     """
 
-    def __init__(self, path, resume_step: int | None = None):
+    def __init__(self, path: str | Path, resume_step: int | None = None):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.last_step = -1 if resume_step is None else resume_step
@@ -50,7 +51,7 @@ class MetricsFile:
         elif resume_step:
             logger.warning("%s is missing: the metrics of steps 1 to %d are lost", self.path, resume_step)
 
-    def write(self, metrics: dict):
+    def write(self, metrics: dict) -> None:
         """Append one line: `step` and finite numbers, strings, tensors, arrays, or lists and dicts of them.
 
         Raises ValueError, and writes nothing, when `step` does not increase or a value is not finite or no such value.
@@ -63,14 +64,14 @@ class MetricsFile:
             _write_rows(file, [{"step": step} | row])  # step first, for the reader's eye
         self.last_step = step
 
-    def _rotate(self):
+    def _rotate(self) -> None:
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
         self.path.rename(old)
         logger.warning("%s held another run's metrics: moved to %s", self.path, old.name)
 
-    def _truncate(self, resume_step: int):
+    def _truncate(self, resume_step: int) -> None:
         rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         if resume_step and (not rows or rows[-1]["step"] < resume_step):
             logger.warning("%s ends before step %d, where the run resumes", self.path, resume_step)
@@ -80,7 +81,7 @@ class MetricsFile:
         os.replace(tmp, self.path)
 
 
-def read_metrics(path) -> list[dict]:
+def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a metrics.jsonl, oldest first.
 
     A last line that was cut off (no newline, not valid JSON) is left out with a warning: a killed run leaves one.
@@ -96,7 +97,7 @@ def read_metrics(path) -> list[dict]:
     return rows
 
 
-def _plain(value, key: str, step):
+def _plain(value: Any, key: str, step: object) -> Any:
     """`value` as JSON holds it: a number, a string, or a list or dict of them."""
     if hasattr(value, "tolist"):  # torch tensors, numpy arrays and scalars, without importing either
         value = value.tolist()
@@ -111,13 +112,13 @@ def _plain(value, key: str, step):
     return value
 
 
-def _write_rows(file, rows: list[dict]):
+def _write_rows(file: TextIO, rows: list[dict]) -> None:
     file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     file.flush()
     os.fsync(file.fileno())
 
 
-def _parse(line: str, path, number: int) -> dict:
+def _parse(line: str, path: str | Path, number: int) -> dict:
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
     except ValueError as error:
@@ -127,5 +128,5 @@ def _parse(line: str, path, number: int) -> dict:
     return row
 
 
-def _refuse_constant(name: str):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")

@@ -102,4 +102,4 @@ class RunPlan:
 
     @property
     def reference_anchor(self) -> bool:
-        return self.anchor_weights and self.objective.anchor.mode == "reference"
+        return isinstance(self.objective, GroupPlan) and self.objective.anchor.mode == "reference"

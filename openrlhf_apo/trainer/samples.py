@@ -30,7 +30,8 @@ class Sample:
     response: str
     rollout_log_probs: list[float]  # of each response token, as the engine sampled it
     truncated: bool  # stopped by the length limit
-    reward: float | None = None  # None: not scored yet, or its scoring failed
+    # None only until the Scorer has set it; the samples it returns have one, and nothing else looks at theirs.
+    reward: float = None  # type: ignore[assignment]
     score: float | None = None  # what dynamic filtering looks at, where the reward function gives it beside the reward
     extra: dict[str, float] = field(default_factory=dict)  # `extra_logs` of the reward function, for the metrics
 

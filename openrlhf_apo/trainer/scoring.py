@@ -15,10 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Sets the samples' rewards and keeps the failure budget of the run.
-
-    reward: a RewardFunction that also counts, in `not_verified`, the answers it could not verify (rewards/).
-    """
+    """Sets the samples' rewards and keeps the failure budget of the run."""
 
     def __init__(self, reward: RewardFunction, max_failures: int):
         self.reward, self.max_failures = reward, max_failures

@@ -57,6 +57,6 @@ class ShardedPolicy:
     def update_anchor(self, beta: float) -> None:
         self.call_ranks("update_anchor", lambda rank: (beta,))
 
-    def _merged(self, step: int, method: str, *arguments) -> list:
+    def _merged(self, step: int, method: str, *arguments: object) -> list:
         per_rank = self.call_ranks(method, lambda rank: (step, *arguments))
         return self.layouts[step].merge(per_rank, self.num_samples[step])

@@ -7,7 +7,7 @@ the other groups of the batch or on the order of the answers.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def gradient(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
     return result
 
 
-def _varied(name: str, shape: tuple[int, int], **choice) -> Tensor:
+def _varied(name: str, shape: tuple[int, int], **choice: Any) -> Tensor:
     """c[2, G, P] on binary and on graded rewards."""
     return torch.stack([gradient(name, random_batch(shape, rewards, **choice))[1] for rewards in VARIED])
 

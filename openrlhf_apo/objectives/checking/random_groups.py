@@ -10,6 +10,8 @@ from openrlhf_apo.objectives.apo import AlphaDivergenceLoss
 from openrlhf_apo.objectives.group_base import GroupContext
 from openrlhf_apo.objectives.target import GroupTargetBuilder
 
+Rewards = Literal["equal", "binary", "graded"]
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -17,7 +19,7 @@ class Batch:
     rewards: Tensor  # [G, P]
     context: GroupContext
 
-    def select(self, groups=slice(None), answers=slice(None)) -> "Batch":
+    def select(self, groups: slice = slice(None), answers: slice | Tensor = slice(None)) -> "Batch":
         """The batch of some groups, or with the answers of every group reordered."""
         log_ratio, rewards, log_q, lengths = (
             values[groups][:, answers]
@@ -28,7 +30,7 @@ class Batch:
 
 def random_batch(
     shape: tuple[int, int],
-    rewards: Literal["equal", "binary", "graded"],
+    rewards: Rewards,
     log_ratio: Literal["anchor", "moderate", "large"] = "moderate",
     lengths: Literal["usual", "extreme"] = "usual",
     alpha: float | Tensor = 0.6,
