@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
 
@@ -20,6 +21,7 @@ from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
+from openrlhf_apo.trainer.checkpoints import EMBEDDED_FILE
 from openrlhf_apo.trainer.plan import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
     )
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
+    if plan.output.resume:
+        _refuse_embedded_checkpoint(Path(plan.output.checkpoints) / "_actor")
     try:
         start_ray(args)
         policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
@@ -58,6 +62,12 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
             tracker.close()
     finally:
         ray.shutdown()
+
+
+def _refuse_embedded_checkpoint(folder: Path) -> None:
+    latest = folder / "latest"
+    if latest.exists() and (folder / latest.read_text().strip() / EMBEDDED_FILE).exists():
+        raise RunError(f"the checkpoint in {folder} is one of --runtime embedded: go on with that, or start anew")
 
 
 def _rank_plan(plan: RunPlan) -> RankPlan | None:

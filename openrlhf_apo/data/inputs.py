@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from openrlhf_apo.data.prompt_rows import load_prompts
+from openrlhf_apo.rewards.function import FunctionReward
 from openrlhf_apo.rewards.verifier import MathVerifyReward
 from openrlhf_apo.trainer.assemble import Inputs
 from openrlhf_apo.trainer.plan import RunPlan
@@ -11,7 +12,9 @@ from openrlhf_apo.trainer.scoring import Scorer
 
 def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
     """args: OpenRLHF's settings, for its reader. Raises DataError or OptionError, naming the fix."""
-    if plan.reward.urls is None:
+    if plan.reward.function is not None:
+        reward = FunctionReward(plan.reward.function)
+    elif plan.reward.urls is None:
         reward = MathVerifyReward(plan.reward.timeout)
     else:
         from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF

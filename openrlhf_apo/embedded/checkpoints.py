@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from openrlhf_apo.errors import RunError
-
-FILE = "embedded.pt"
+from openrlhf_apo.trainer.checkpoints import EMBEDDED_FILE as FILE
 
 
 class CheckpointFolder:

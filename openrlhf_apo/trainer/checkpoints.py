@@ -7,6 +7,8 @@ from openrlhf_apo.trainer.handles import PolicyHandle
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED_FILE = "embedded.pt"  # in a checkpoint of the embedded runtime, by which the other one knows it
+
 
 class Stateful(Protocol):
     """A part of a run that a checkpoint holds."""

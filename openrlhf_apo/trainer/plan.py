@@ -1,6 +1,8 @@
 """A run by value: everything that the command line decides, as built parts. options/plan.py makes it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from openrlhf_apo.objectives import Guidance
 from openrlhf_apo.trainer.group_objective import GroupPlan
@@ -40,11 +42,13 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class RewardPlan:
-    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call."""
+    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call. function: in place of
+    both, a Python function of prompt, response and label."""
 
     urls: list[str] | None
     timeout: float
     max_failures: int
+    function: Callable[[str, str, Any], float] | None = None
 
 
 @dataclass(frozen=True)

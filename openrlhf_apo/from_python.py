@@ -1,0 +1,69 @@
+"""Training by one call, in a notebook or a script of your own."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TextIO
+
+import yaml
+
+from openrlhf_apo.embedded.launch import train as run
+from openrlhf_apo.options import resolve, run_plan, start_up_warnings
+from openrlhf_apo.trainer.metrics import read_metrics
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    model: str,
+    prompts: list[dict],
+    reward_func: Callable[[str, str, Any], float],
+    *,
+    output: str,
+    held_out: list[dict] | None = None,
+    console: TextIO = sys.stderr,
+    **flags: Any,
+) -> list[dict]:
+    """Train a model in this process; the trained one and everything about the run are in the folder `output`.
+
+    model: a Hugging Face folder or name. prompts, held_out: rows with `prompt` and, where the reward needs it,
+    `label`. reward_func(prompt, response, label): a finite number. flags: those of the command line, nested as in a
+    --config
+    file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}).
+
+    Returns the lines of metrics.jsonl. Raises OptionError, DataError or RunError, one line, as the command would
+    print.
+    """
+    os.makedirs(output, exist_ok=True)
+    settings = {
+        "actor.model_name_or_path": model,
+        "data.prompt_dataset": _written(output, "prompts.jsonl", prompts),
+        "reward": "math_verify",  # replaced below
+        "runtime": "embedded",
+        "ckpt.output_dir": output,
+        "ckpt.path": os.path.join(output, "ckpt"),
+    }
+    if held_out is not None:
+        settings["eval.dataset"] = _written(output, "held_out.jsonl", held_out)
+    config = os.path.join(output, "flags.yaml")
+    with open(config, "w", encoding="utf-8") as file:
+        yaml.safe_dump(settings | flags, file)
+    args = resolve(["--config", config])
+    plan = run_plan(args)
+    plan = replace(
+        plan, reward=replace(plan.reward, function=reward_func), data=replace(plan.data, label_optional=True)
+    )
+    for warning in start_up_warnings(args, plan):
+        logger.warning(warning)
+    run(plan, args, console)
+    return read_metrics(os.path.join(output, "metrics.jsonl"))
+
+
+def _written(folder: str, name: str, rows: list[dict]) -> str:
+    path = os.path.join(folder, name)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path

@@ -1,0 +1,62 @@
+"""Training by one call from Python."""
+
+import io
+import json
+import math
+
+import pytest
+
+import openrlhf_apo
+from openrlhf_apo.errors import OptionError, RunError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES = {
+    "rollout": {"batch_size": 4, "n_samples_per_prompt": 4, "max_new_tokens": 8},
+    "train": {"batch_size": 8, "micro_batch_size": 8},
+    "data.max_len": 48,
+}
+ROWS = [{"prompt": f"{i}+1=", "label": {"sum": i + 1}} for i in range(8)]
+
+
+def digits(prompt: str, response: str, label: dict) -> float:
+    return sum(c.isdigit() for c in response) / 8 + 0 * label["sum"]
+
+
+def test_a_model_rows_and_a_function_train(tiny_model, tmp_path):
+    rows = openrlhf_apo.train(
+        tiny_model,
+        ROWS,
+        digits,
+        output=str(tmp_path),
+        held_out=ROWS[:2],
+        console=io.StringIO(),
+        loss="gspo",
+        eval={"ends": True},
+        **SIZES,
+    )
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(math.isfinite(row["grad_norm"]) and row["rollout_mismatch"] < 1e-5 for row in rows[1:])
+    assert "eval/pass1" in rows[0] and "eval/pass1" in rows[2]
+    assert {"config.json", "model.safetensors", "flags.yaml"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_is_wrong_is_one_line_as_on_the_command_line(tiny_model, tmp_path):
+    with pytest.raises(OptionError, match="--apo.beta_r has no effect with --loss gspo"):
+        openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), loss="gspo", apo={"beta_r": 1.0})
+    with pytest.raises(RunError, match="the reward raised KeyError: 'sum'"):
+        rows = [{"prompt": "1+1=", "label": {"other": 2}}] * 4
+        openrlhf_apo.train(tiny_model, rows, digits, output=str(tmp_path), console=io.StringIO(), **SIZES)
+
+
+def test_rows_need_no_label(tiny_model, tmp_path):
+    rows = [{"prompt": row["prompt"]} for row in ROWS]
+    seen = []
+
+    def reward(prompt, response, label):
+        seen.append(label)
+        return len(response)
+
+    openrlhf_apo.train(tiny_model, rows[:4], reward, output=str(tmp_path), console=io.StringIO(), **SIZES)
+    assert set(seen) == {""}
+    assert json.loads((tmp_path / "prompts.jsonl").read_text().splitlines()[0]) == rows[0]
