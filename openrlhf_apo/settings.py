@@ -14,7 +14,9 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _typed(hint: Any) -> dict[str, Any]:
     return typed
 
 
-def construct(owner: type, **values):
+def construct(owner: type[T], **values: Any) -> T:
     """owner(**values). ValueError, one line, for a setting whose value is none it can have."""
     built = owner(**values)
     check_settings(built)  # not every owner of your own is a Checked
@@ -122,7 +124,8 @@ class Checked:
 
 def check_settings(owner: object) -> None:
     """Raise ValueError, one line, for the first setting of `owner` whose value is none it can have."""
-    for each in settings_of(type(owner)):
+    kind: type = type(owner)  # mypy takes a narrower type to be unhashable
+    for each in settings_of(kind):
         value = getattr(owner, each.name)
         if value is None and each.optional:
             continue

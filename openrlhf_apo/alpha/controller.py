@@ -13,7 +13,7 @@ registers `--alpha_mode mine`. CONTRIBUTING.md shows a whole one.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -38,7 +38,7 @@ class AlphaController(Checked):
     _state: dict[str, Any]  # JSON-able
     metrics: dict[str, float | str | dict[str, int]]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._state, self.metrics = {}, {}
 
@@ -77,13 +77,16 @@ class BoundedAlpha(AlphaController):
             )
 
 
-def alpha_controller(name: str) -> Callable:
+C = TypeVar("C", bound=type[AlphaController])
+
+
+def alpha_controller(name: str) -> Callable[[C], C]:
     """Register a dataclass derived from AlphaController as `--alpha_mode NAME`.
 
     Raises LossError for a name that is taken or cannot be a flag, and for another kind of class.
     """
 
-    def register(controller: type[AlphaController]) -> type[AlphaController]:
+    def register(controller: C) -> C:
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise LossError(f"alpha controller name {name!r}: use letters, digits and underscores")
         if name in CONTROLLERS:
@@ -99,11 +102,12 @@ def alpha_controller(name: str) -> Callable:
     return register
 
 
-def build_alpha_controller(mode: str, **settings) -> AlphaController:
+def build_alpha_controller(mode: str, **settings: Any) -> AlphaController:
     """A controller by its name. ValueError for a mode that does not exist, a setting that it lacks, or a bad value."""
     check_choice("alpha_mode", mode, CONTROLLERS)
-    known = [each.name for each in settings_of(CONTROLLERS[mode])]
+    controller: type = CONTROLLERS[mode]  # mypy takes a narrower type to be unhashable
+    known = [each.name for each in settings_of(controller)]
     for name in settings:
         if name not in known:
             raise ValueError(f"{name} is not a setting of alpha_mode {mode!r}, which takes {', '.join(known)}")
-    return CONTROLLERS[mode](**settings)
+    return controller(**settings)

@@ -11,7 +11,7 @@ any micro-batching, packing and sharding. docs/own_loss.md shows how to add one;
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class DeclaredContext:
     def __init__(self, context: GroupContext, loss: Loss):
         self._context, self._loss = context, loss
 
-    def __getattr__(self, field: str):
+    def __getattr__(self, field: str) -> Any:
         use, loss = use_of(field, GROUP_USES), self._loss
         if use is not None and use not in loss.uses:
             uses = ", ".join(repr(each) for each in [*sorted(loss.uses), use])

@@ -10,6 +10,8 @@ Reference: arXiv 2507.18071, Eqs. 5-7 and §5.1.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .clip import LOG_RATIO_LIMIT, ClippedSurrogate, clipped_surrogate
 from .registry import token_loss
 
@@ -22,7 +24,9 @@ class Gspo(ClippedSurrogate):
 
     aggregation = "sequence"
 
-    def per_token(self, log_probs, old_log_probs, advantages, mask):
+    def per_token(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Each token has the loss of its answer; the mean over the tokens gives it back."""
         mean = ((log_probs - old_log_probs) * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
         s = mean.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().expand_as(log_probs)

@@ -11,7 +11,7 @@ and its check.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from openrlhf_apo.errors import LossError
 from openrlhf_apo.settings import Setting, construct, settings_of
@@ -19,6 +19,7 @@ from openrlhf_apo.settings import Setting, construct, settings_of
 from .token_base import Aggregation, TokenLoss
 from .uses import GROUP_USES, TOKEN_USES, Use
 
+T = TypeVar("T")  # a loss as it is written, which its decorator returns unchanged
 OPENRLHF = "openrlhf"  # --loss openrlhf is OpenRLHF's own step, and no loss of this registry
 
 
@@ -35,7 +36,7 @@ class Loss:
     def settings(self) -> tuple[Setting, ...]:
         return settings_of(self.implementation) if isinstance(self.implementation, type) else ()
 
-    def __call__(self, **settings):
+    def __call__(self, **settings: Any) -> Any:
         """The loss itself. Settings that are not given have their defaults; ValueError for a bad value."""
         if isinstance(self.implementation, type):
             return construct(self.implementation, **settings)
@@ -50,7 +51,7 @@ GROUP_LOSSES: dict[str, Loss] = {}
 TOKEN_LOSSES: dict[str, Loss] = {}
 
 
-def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable:
+def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable[[T], T]:
     """Register a group loss: a function of (log_ratio[G, P], rewards[G, P], context), float64, that returns the loss
     of each group [G]; or a dataclass whose instances are such functions. uses: what it reads of the context.
 
@@ -59,14 +60,14 @@ def group_loss(name: str, uses: tuple[str, ...] = ("target",)) -> Callable:
     return _register("group", name, uses, GROUP_LOSSES, GROUP_USES)
 
 
-def token_loss(name: str, uses: tuple[str, ...] = ()) -> Callable:
+def token_loss(name: str, uses: tuple[str, ...] = ()) -> Callable[[T], T]:
     """Register a subclass of TokenLoss. uses: what it reads of the step.
 
     Raises LossError as `group_loss` does, and for a class that is no TokenLoss or has no `aggregation`.
     """
     register = _register("token", name, uses, TOKEN_LOSSES, TOKEN_USES)
 
-    def checked(implementation):
+    def checked(implementation: T) -> T:
         if not (isinstance(implementation, type) and issubclass(implementation, TokenLoss)):
             raise LossError(f"token loss {name!r} must be a class derived from TokenLoss")
         if getattr(implementation, "aggregation", None) not in get_args(Aggregation):
@@ -78,8 +79,10 @@ def token_loss(name: str, uses: tuple[str, ...] = ()) -> Callable:
     return checked
 
 
-def _register(kind: str, name: str, uses, registry: dict[str, Loss], known: dict[str, Use]) -> Callable:
-    def register(implementation):
+def _register(
+    kind: str, name: str, uses: tuple[str, ...], registry: dict[str, Loss], known: dict[str, Use]
+) -> Callable[[T], T]:
+    def register(implementation: T) -> T:
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise LossError(f"{kind} loss name {name!r}: use letters, digits and underscores")
         if name in GROUP_LOSSES or name in TOKEN_LOSSES or name == OPENRLHF:

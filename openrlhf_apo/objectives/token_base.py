@@ -44,7 +44,7 @@ class TokenStep:
     max_length: int | None = None  # --rollout.max_new_tokens
     entropies: Tensor | None = None  # [G, P], mean token entropy under pi_old, nats
 
-    def __getattribute__(self, name: str):
+    def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
         if value is None and (use := use_of(name, TOKEN_USES)) is not None:
             raise LossError(f"step.{name} was not declared: add {use!r} to uses= of @token_loss")

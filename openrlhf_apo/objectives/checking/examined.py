@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,16 @@ class Examined:
     the step that its `terms` has read."""
 
     def __init__(self, name: str):
-        self.name, self.loss = name, TOKEN_LOSSES[name]()
+        self.name = name
+        self.loss: TokenLoss = TOKEN_LOSSES[name]()
         self.read: set[str] = set()
 
     def error(self, message: str) -> LossError:
         return LossError(f"token loss {self.name!r} {message}")
 
-    def call(self, method: Callable, *arguments):
-        """method(*arguments), which must not change an argument that is a tensor."""
+    def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """method(*arguments), which must not change an argument that is a tensor. Any: your own code may return
+        anything."""
         tensors = [each for each in arguments if isinstance(each, Tensor)]
         before = [each.detach().clone() for each in tensors]
         try:
@@ -70,7 +73,9 @@ class Examined:
                 raise self.error(f"has a metric that is no finite number, {key} = {value}: leave it out")
         return terms
 
-    def gradient(self, answers: Answers, terms: Terms | None = None, dtype=torch.float64, **layout):
+    def gradient(
+        self, answers: Answers, terms: Terms | None = None, dtype: torch.dtype = torch.float64, **layout: Any
+    ) -> tuple[Tensor, Tensor]:
         """(value, its gradient in the log-prob of every token, in order), as the ranks compute them."""
         terms = self.terms(answers) if terms is None else terms
         flat = torch.cat(answers.new).to(dtype).requires_grad_()
@@ -108,7 +113,7 @@ class Examined:
             share = terms.take(rows)
             width = before + max(len(new[i]) for i in rows) + after
 
-            def padded(values: list[Tensor], filler: float = 0.0, width=width) -> Tensor:
+            def padded(values: list[Tensor], filler: float = 0.0, width: int = width) -> Tensor:
                 return torch.stack([pad(row, (before, width - before - len(row)), value=filler) for row in values])
 
             log_probs = padded([new[i] for i in rows], outside[0])
@@ -121,8 +126,11 @@ class Examined:
             total = total + (weights * loss).sum()
         return total
 
-    def per_token(self, loss: TokenLoss, log_probs, old_log_probs, advantages, mask) -> Tensor:
-        """loss[B, T], checked."""
+    def per_token(
+        self, loss: TokenLoss | None, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> Tensor:
+        """loss[B, T], checked. loss: that of Terms."""
+        assert loss is not None, "Terms with the columns advantage and weight need a loss"
         result = self.call(loss.per_token, log_probs, old_log_probs, advantages, mask)
         if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(each, Tensor) for each in result):
             raise self.error("must return two tensors from per_token, (loss, clipped)")

@@ -1,5 +1,7 @@
 """What the checks of both kinds of losses have in common."""
 
+from typing import Any
+
 from torch import Tensor
 
 from openrlhf_apo.errors import LossError
@@ -9,12 +11,13 @@ from openrlhf_apo.objectives.uses import Use
 TOLERANCE = 1e-6  # of the largest |gradient|; wide enough for a loss that computes in float32
 
 
-def watch(record) -> set[str]:
+def watch(record: object) -> set[str]:
     """The fields of a context or a step that are read from now on; the set grows."""
     read: set[str] = set()
+    kind: Any = type(record)
 
-    class Watched(type(record)):
-        def __getattribute__(self, field: str):
+    class Watched(kind):
+        def __getattribute__(self, field: str) -> Any:
             read.add(field)
             return super().__getattribute__(field)
 

@@ -19,11 +19,14 @@ from openrlhf_apo.objectives.uses import GROUP_USES
 
 from . import findings
 from .findings import TOLERANCE, differ, watch
-from .random_groups import Batch, random_batch
+from .random_groups import Batch, Rewards, random_batch
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows
-VARIED = ("binary", "graded")
-EXTREMES = {"log_ratio ±50 nats": {"log_ratio": "large"}, "lengths of 1 and 100,000": {"lengths": "extreme"}}
+VARIED: tuple[Rewards, ...] = ("binary", "graded")
+EXTREMES: dict[str, dict[str, Any]] = {
+    "log_ratio ±50 nats": {"log_ratio": "large"},
+    "lengths of 1 and 100,000": {"lengths": "extreme"},
+}
 
 
 def gradient(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -171,7 +174,7 @@ def check_alpha(name: str) -> str:
 
 
 def check_uses(name: str) -> str:
-    read = set()
+    read: set[str] = set()
     for rewards in ("equal", *VARIED):
         for log_ratio in ("anchor", "moderate"):
             batch = random_batch((4, 4), rewards, log_ratio)

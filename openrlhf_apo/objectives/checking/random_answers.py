@@ -8,7 +8,7 @@ from torch import Tensor
 
 from openrlhf_apo.objectives.token_base import TokenStep
 
-from .random_groups import random_batch
+from .random_groups import Rewards, random_batch
 
 LONGEST = 4096  # tokens
 
@@ -43,15 +43,19 @@ class Answers:
         """With the answers of every group in another order."""
         size = self.rewards.shape[1]
         rows = [start + i for start in range(0, len(self.ids), size) for i in order]
-        ids, old, new = ([values[i] for i in rows] for values in (self.ids, self.old, self.new))
         return replace(
-            self, rewards=self.rewards[:, order], entropies=self.entropies[:, order], ids=ids, old=old, new=new
+            self,
+            rewards=self.rewards[:, order],
+            entropies=self.entropies[:, order],
+            ids=[self.ids[i] for i in rows],
+            old=[self.old[i] for i in rows],
+            new=[self.new[i] for i in rows],
         )
 
 
 def random_answers(
     shape: tuple[int, int],
-    rewards: Literal["equal", "binary", "graded"],
+    rewards: Rewards,
     log_ratio: Literal["zero", "moderate", "large"] = "moderate",
     lengths: Literal["usual", "extreme"] = "usual",
     seed: int = 0,
@@ -71,5 +75,5 @@ def random_answers(
     ids = torch.randint(0, 3, (sum(numbers),), generator=generator)  # few tokens, so that answers share some
     entropies = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.2
     values = random_batch(shape, rewards).rewards
-    rows = [tensor.split(numbers) for tensor in (old, old + x)]
-    return Answers(values, entropies, [row.tolist() for row in ids.split(numbers)], *map(list, rows), max_length)
+    old_rows, new_rows = (list(tensor.split(numbers)) for tensor in (old, old + x))
+    return Answers(values, entropies, [row.tolist() for row in ids.split(numbers)], old_rows, new_rows, max_length)

@@ -7,7 +7,7 @@ order of a group's answers.
 
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,17 +21,18 @@ from . import findings
 from .examined import Examined
 from .findings import differ
 from .random_answers import LONGEST, random_answers
+from .random_groups import Rewards
 
 SHAPES = ((3, 2), (2, 3), (4, 8))  # (G, P); different, so that a mix-up of the two shows
-REWARDS = ("equal", "binary", "graded")
-VARIED = ("binary", "graded")
-EXTREMES = {
+REWARDS: tuple[Rewards, ...] = ("equal", "binary", "graded")
+VARIED: tuple[Rewards, ...] = ("binary", "graded")
+EXTREMES: dict[str, dict[str, Any]] = {
     "log-ratios of ±50 nats": {"log_ratio": "large"},
     f"lengths of 1 and {LONGEST:,}": {"lengths": "extreme"},
 }
 
 
-def _varied(name: str, shape: tuple[int, int], **choice) -> list[Tensor]:
+def _varied(name: str, shape: tuple[int, int], **choice: Any) -> list[Tensor]:
     """The gradients [tokens] on binary and on graded rewards."""
     return [Examined(name).gradient(random_answers(shape, rewards, **choice))[1] for rewards in VARIED]
 
