@@ -15,7 +15,6 @@ PACKAGE = "openrlhf_apo"
 
 # From bottom to top: what each part may import of the others, also inside functions.
 MAY_IMPORT = {
-    "__init__": {"from_python"},  # in a function
     "settings": set(),
     "errors": set(),
     "objectives": {"settings", "errors"},
@@ -32,6 +31,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 MAY_IMPORT["from_python"] = {"options", "embedded", "trainer"}  # beside cli: the same, called from Python
+MAY_IMPORT["__init__"] = {"from_python"}  # in a function
 MATHS = ("objectives", "alpha")
 # What a part loads, through others too, none of: slow libraries, which a run's own processes want, stay in functions.
 RUNTIMES = {"ray", "deepspeed", "vllm"}
