@@ -318,8 +318,8 @@ def test_two_arms_through_the_real_trainer_with_a_kill_between(spec, sums, tmp_p
     flags = spec["flags"]
     del flags["reward"]
     flags |= {"reward.remote_url": str(reward), "ckpt.save_steps": 1}
-    flags["data"]["max_samples"] = 16  # 2 rollouts
-    flags["eval"] = {"dataset": sums, "temperature": 1.0, "n_samples_per_prompt": 2}
+    flags["data"]["max_samples"] = 64  # 8 rollouts
+    flags["eval"] = {"dataset": sums, "ends": True, "temperature": 1.0, "n_samples_per_prompt": 2}
     path = write(tmp_path, spec | {"seeds": [1]})
     command = [sys.executable, "-m", "openrlhf_apo.cli.compare", path]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -337,6 +337,6 @@ def test_two_arms_through_the_real_trainer_with_a_kill_between(spec, sums, tmp_p
     assert "apo seed 1: goes on from its checkpoint" in result.stderr and "grpo seed 1: starts" in result.stderr
     for arm in ("apo", "grpo"):
         run = tmp_path / "out" / arm / "seed_1"
-        assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [0, 1, 2]
+        assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(9))
         assert json.loads((run / "run.json").read_text())["exit_code"] == 0
     assert all(row["pass1"] and row["passk"] and row["k"] == "2" for row in csv_rows(tmp_path / "out"))

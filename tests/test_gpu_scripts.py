@@ -40,7 +40,8 @@ class Tree:
         self.path = path / "tree"
         for name in ("scripts", "requirements", "examples/scripts"):
             shutil.copytree(ROOT / name, self.path / name)
-        shutil.copy(ROOT / "setup.py", self.path)
+        for name in ("setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.path)
         self.bin = self.path / ".venv" / "bin"
         self.bin.mkdir(parents=True)
         for name in ("python", "ray"):

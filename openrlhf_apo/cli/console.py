@@ -10,13 +10,17 @@ from tqdm import tqdm
 FORMAT = {"fmt": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
 
 
-class _Lines(logging.StreamHandler):
+class _Lines(logging.Handler):
+    def __init__(self, stream: TextIO | None):
+        super().__init__()
+        self.stream = stream
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)  # above a progress bar, and not through it
+        tqdm.write(self.format(record), file=self.stream or sys.stderr)  # above a progress bar, and not through it
 
 
-def log_to(stream: TextIO) -> None:
-    """Our log lines, and nobody else's, on `stream`."""
+def log_to(stream: TextIO | None) -> None:
+    """Our log lines, and nobody else's, on `stream`; None is what stderr is at the time."""
     ours = logging.getLogger("openrlhf_apo")
     for handler in ours.handlers[:]:
         ours.removeHandler(handler)

@@ -25,7 +25,7 @@ logger = logging.getLogger("openrlhf_apo")
 
 
 def main(argv: list[str] | None = None) -> int:
-    log_to(sys.stderr)
+    log_to(None)
     try:
         args = resolve(sys.argv[1:] if argv is None else argv)
         plan = run_plan(args)

@@ -1,9 +1,12 @@
 """Backend over OpenRLHF's Actors in DeepSpeed engines."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from openrlhf.models import Actor
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from openrlhf_apo.ranks.backend import Weights
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
@@ -24,6 +27,9 @@ class DeepSpeedBackend:
     ):
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
+        self.grad_norm = 0.0
+        if strategy.clips_before_the_optimizer:
+            policy.model.optimizer.register_step_pre_hook(self._clip)
         self.dp_size = dist.get_world_size(group=strategy.ds_device_mesh["dp"].get_group())
 
     def forward(
@@ -47,7 +53,14 @@ class DeepSpeedBackend:
 
     def step(self) -> tuple[float, float]:
         self.strategy.optimizer_step(None, self.policy, self.scheduler, name="actor")
-        return self.strategy.get_grad_norm(self.policy), self.scheduler.get_last_lr()[0]
+        if not self.strategy.clips_before_the_optimizer:
+            self.grad_norm = self.strategy.get_grad_norm(self.policy)
+        return self.grad_norm, self.scheduler.get_last_lr()[0]
+
+    def _clip(self, *_) -> None:
+        """Before the optimizer's step, with the gradients of all ranks averaged."""
+        limit = self.strategy.max_norm if self.strategy.max_norm > 0 else math.inf
+        self.grad_norm = clip_grad_norm_(self.policy.parameters(), limit).item()
 
     def update_anchor(self, beta: float) -> None:
         self.anchor.update(self.policy, beta)

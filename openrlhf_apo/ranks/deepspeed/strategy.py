@@ -33,12 +33,20 @@ class ApoStrategy(DeepspeedStrategy):
         )
         self.plan = plan
 
+    @property
+    def clips_before_the_optimizer(self) -> bool:
+        """Whether the backend clips in DeepSpeed's place: in float32 without ZeRO it clips, and does not say the
+        norm."""
+        return self.plan is not None and self.stage == 0 and self.param_dtype == "fp32"
+
     def get_ds_train_config(self, optim_dict=None, **settings):
         if optim_dict is not None and not self.adam_offload:
             # torch's own: DeepSpeed's FusedAdam and DeepSpeedCPUAdam compile C++ at first use, and need a toolkit.
             fused = {"fused": True} if has_cuda() and optim_dict["type"] == "AdamW" else {}
             optim_dict["params"] |= {"torch_adam": True} | fused
         config = super().get_ds_train_config(optim_dict, **settings)
+        if self.clips_before_the_optimizer:
+            config["gradient_clipping"] = 0.0
         if self.plan is not None:
             # The coefficients carry the normaliser, and step() is the boundary: any number of micro-batches of any
             # size makes one optimizer step, and DeepSpeed divides by nothing.
