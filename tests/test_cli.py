@@ -243,3 +243,14 @@ def test_warns_when_the_guard_cannot_move(base):
         assert warnings([*dead, *alive]) == []
     assert warnings([*dead, "--alpha_mode", "fixed"]) == []
     assert warnings([*dead, "--apo.anchor", "lagged", "--apo.anchor_interval", "1"]) != []
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_model_that_brings_its_own_code_is_refused_unless_trusted(base, tmp_path, file):
+    config = json.loads((Path(base[1]) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    content = json.loads((tmp_path / file).read_text()) if (tmp_path / file).exists() else {}
+    (tmp_path / file).write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["code.Mine", None]}}))
+    model = [*base, "--actor.model_name_or_path", str(tmp_path)]
+    assert "brings its own code: read it, then give --actor.trust_remote_code" in refused(model)
+    assert resolve([*model, "--actor.trust_remote_code"]).actor.trust_remote_code

@@ -9,14 +9,11 @@ from openrlhf_apo.errors import OptionError
 
 def check_model(args: SimpleNamespace) -> None:
     from transformers import AutoConfig
-    from transformers.utils import cached_file
 
     model = args.actor.model_name_or_path
     try:
-        path = cached_file(model, "config.json")
-        with open(path, encoding="utf-8") as file:
-            brings_code = "auto_map" in json.load(file)
-        if brings_code and not args.actor.trust_remote_code:
+        # OpenRLHF loads model and tokenizer with their code allowed, so what brings code is refused before.
+        if not args.actor.trust_remote_code and any(map(_brings_code, _configurations(model))):
             raise OptionError(
                 f"--actor.model_name_or_path {model} brings its own code: read it, then give --actor.trust_remote_code"
             )
@@ -29,6 +26,19 @@ def check_model(args: SimpleNamespace) -> None:
     if args.runtime == "ray" and not has_cuda() and not args.apo.load_rollouts and (head_dim < 32 or head_dim % 16):
         raise OptionError(f"--actor.model_name_or_path {model}: vLLM on CPU has no attention for head_dim {head_dim}")
     _check_experts(args, config.to_dict())
+
+
+def _configurations(model: str) -> list[str]:
+    """The files that may name code to run."""
+    from transformers.utils import cached_file
+
+    tokenizer = cached_file(model, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    return [cached_file(model, "config.json"), *([tokenizer] if tokenizer else [])]
+
+
+def _brings_code(path: str) -> bool:
+    with open(path, encoding="utf-8") as file:
+        return "auto_map" in json.load(file)
 
 
 def _check_experts(args: SimpleNamespace, config: dict) -> None:
