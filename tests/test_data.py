@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from openrlhf_apo.data import math_prompts, tiny, warm_model
 from openrlhf_apo.data.files import read_jsonl, write_jsonl
@@ -318,3 +319,22 @@ def test_svamp_is_split_and_warmed(tmp_path):
     assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in held_out)
     assert set(train[0]) == {"prompt", "label", "datasource"}
     assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_muon_is_torchs_but_for_its_bfloat16():
+    from openrlhf_apo.data.muon import Muon, orthogonalised
+
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((8, 24), (24, 8))]
+    ours, theirs = ([w.clone().requires_grad_() for w in start] for _ in range(2))
+    settings = {"lr": 0.02, "weight_decay": 0.01}
+    optimizers = (Muon(ours, **settings), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings))
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b, w in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.02 * (b - w).norm()
+    singular = torch.linalg.svdvals(orthogonalised(start[0]))
+    assert 0.6 < singular.min() and singular.max() < 1.3

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from openrlhf_apo.data.muon import Muon
+
 logger = logging.getLogger(__name__)
 
 PAD, EOS = "<|endoftext|>", "<|im_end|>"
@@ -98,7 +100,7 @@ def warm_up(model, tokenizer, rows, steps: int, target: float = 1.0, batch_size:
     inside = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in inside]
     optimizers = [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=lr, weight_decay=0.01),
         torch.optim.AdamW(others, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)),
     ]
     ramps = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=50) for optimizer in optimizers]
