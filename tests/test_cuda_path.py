@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_apo import cpu
+from openrlhf_apo.trainer.completions import Completion
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt
 
@@ -64,7 +65,7 @@ class Recorder:
         def call(*arguments):
             self.calls.append(f"{self.name}.{method}")
             if method == "generate":
-                return [[{"ids": [1], "log_probs": [-1.0], "truncated": False}] for _ in arguments[0]]
+                return [[Completion([1], [-1.0], False)] for _ in arguments[0]]
             return None
 
         call.remote = call

@@ -52,12 +52,12 @@ def generate(temperature):
     return engine.generate([[5, 6, 7], [8, 9]], [11, 12], settings)
 
 assert generate(1.0) == generate(1.0), "equal seeds must give equal samples"
-assert generate(1.0)[0][0]["ids"] != generate(1.0)[0][1]["ids"]
+assert generate(1.0)[0][0].ids != generate(1.0)[0][1].ids
 for prompt, completions in zip([[5, 6, 7], [8, 9]], generate(1.0)):
     for completion in completions:
-        ids = torch.tensor([prompt + completion["ids"]])
+        ids = torch.tensor([prompt + completion.ids])
         log_probs = model(ids).logits[0].log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None])[:, 0]
-        gap = (log_probs[len(prompt) - 1 :] - torch.tensor(completion["log_probs"])).abs().max().item()
+        gap = (log_probs[len(prompt) - 1 :] - torch.tensor(completion.log_probs)).abs().max().item()
         assert gap < 1e-4, gap
 print("all held")
 """

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from openrlhf_apo import cpu
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.errors import RunError
+from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
@@ -51,8 +51,10 @@ class RolloutActor:
     def ready(self) -> bool:
         return True
 
-    def generate(self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings) -> list[list[dict]]:
-        """`samples_per_prompt` completions of each prompt: {"ids", "log_probs", "truncated"}."""
+    def generate(
+        self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
+    ) -> list[list[Completion]]:
+        """`samples_per_prompt` completions of each prompt."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
@@ -71,14 +73,14 @@ class RolloutActor:
         outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompt_ids], params, use_tqdm=False)
         return [
             [
-                {
-                    "ids": list(completion.token_ids),
-                    "log_probs": [
+                Completion(
+                    ids=list(completion.token_ids),
+                    log_probs=[
                         entry[token].logprob
                         for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)
                     ],
-                    "truncated": completion.finish_reason == "length",
-                }
+                    truncated=completion.finish_reason == "length",
+                )
                 for completion in output.outputs
             ]
             for output in outputs
@@ -188,41 +190,25 @@ class RayEngine:
         self.engines, self.policy, self.tokenizer, self.plan = engines, policy, tokenizer, plan
 
     def generate(
-        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
+        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
     ) -> list[Sample]:
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up")
-        prompt_ids = [self._encode(prompt, settings, prefix) for prompt in prompts]
-        # Guided samples of a prompt are drawn apart from its free ones: their seeds lie half way to the next prompt's.
-        offset = 0 if prefix is None else 504
-        seeds = [settings.seed * 1_000_003 + prompt.group_id * 1009 + offset for prompt in prompts]
+        prompt_ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
+        seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
         # Deal prompts out in turn; put the answers back in prompt order.
         shares = [range(k, len(prompts), len(self.engines)) for k in range(len(self.engines))]
         refs = [
             engine.generate.remote([prompt_ids[i] for i in share], [seeds[i] for i in share], settings)
             for engine, share in zip(self.engines, shares, strict=True)
         ]
-        completions: dict[int, list[dict]] = {}
+        completions: dict[int, list[Completion]] = {}
         for share, answers in zip(shares, get_all(refs, self.plan.timeout, "generation"), strict=True):
             completions |= dict(zip(share, answers, strict=True))
         if self.plan.sleeps:
             self._all("sleep")
-        return [
-            Sample(
-                group_id=prompt.group_id,
-                prompt=prompt.text,
-                label=prompt.label,
-                datasource=prompt.datasource,
-                prompt_ids=prompt_ids[i],
-                response_ids=completion["ids"],
-                response=self.tokenizer.decode(completion["ids"], skip_special_tokens=False),
-                rollout_log_probs=completion["log_probs"],
-                truncated=completion["truncated"],
-            )
-            for i, prompt in enumerate(prompts)
-            for completion in completions[i]
-        ]
+        return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
 
     def sync_weights(self) -> None:
         if cpu.has_cuda():
@@ -247,19 +233,6 @@ class RayEngine:
         refs = [engine.weight_sums.remote() for engine in self.engines]
         for loaded, packed in get_all(refs, self.plan.timeout, "weight check"):
             compare_weight_sums(trained, loaded, packed)
-
-    def _encode(self, prompt: Prompt, settings: SamplingSettings, prefix) -> list[int]:
-        ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-        limit = settings.prompt_limit
-        if len(ids) > limit:
-            raise RunError(
-                f"a prompt has {len(ids)} tokens, but --data.max_len leaves {limit} beside the new tokens; raise "
-                f"--data.max_len or filter the data (prompt {prompt.text[:80]!r})"
-            )
-        if prefix is None:
-            return ids
-        shown = prefix(self.tokenizer(prompt.solution, add_special_tokens=False)["input_ids"])
-        return ids + shown[: limit - len(ids)]
 
     def _all(self, method: str, *arguments) -> list:
         refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]

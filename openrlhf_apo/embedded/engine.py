@@ -7,18 +7,14 @@ Each answer has random numbers of its own, drawn from (seed, prompt, place in th
 it is does not depend on which other answers share its batch, apart from the rounding of the logits.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from openrlhf_apo.errors import RunError
+from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
-SEED_STRIDE = 1_000_003
-PROMPT_STRIDE = 1009  # as in the cluster's engine: guided answers are drawn apart, half way to the next prompt
 MOST_FINISHED = 0.25  # of the rows, before they are taken out: taking out copies the cache
 
 
@@ -39,46 +35,17 @@ class EmbeddedEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
+        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
     ) -> list[Sample]:
         self.model.eval()
-        offset = 0 if prefix is None else PROMPT_STRIDE // 2
-        ids = [self._encode(prompt, settings, prefix) for prompt in prompts]
+        ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
+        seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
         per_call = max(1, self.batch // settings.samples_per_prompt)
-        samples: list[Sample] = []
+        completions: list[list[Completion]] = []
         for start in range(0, len(prompts), per_call):
             part = slice(start, start + per_call)
-            seeds = [settings.seed * SEED_STRIDE + p.group_id * PROMPT_STRIDE + offset for p in prompts[part]]
-            answers = Answers(self.model, ids[part], seeds, settings, self.stop_ids).sample()
-            for i, (tokens, log_probs, truncated) in enumerate(answers):
-                prompt = prompts[start + i // settings.samples_per_prompt]
-                samples.append(
-                    Sample(
-                        group_id=prompt.group_id,
-                        prompt=prompt.text,
-                        label=prompt.label,
-                        datasource=prompt.datasource,
-                        prompt_ids=ids[start + i // settings.samples_per_prompt],
-                        response_ids=tokens,
-                        response=self.tokenizer.decode(tokens, skip_special_tokens=False),
-                        rollout_log_probs=log_probs,
-                        truncated=truncated,
-                    )
-                )
-        return samples
-
-    def _encode(self, prompt: Prompt, settings: SamplingSettings, prefix) -> list[int]:
-        ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-        limit = settings.prompt_limit
-        if len(ids) > limit:
-            raise RunError(
-                f"a prompt has {len(ids)} tokens, but --data.max_len leaves {limit} beside the new tokens; raise "
-                f"--data.max_len or filter the data (prompt {prompt.text[:80]!r})"
-            )
-        if prefix is None:
-            return ids
-        shown = prefix(self.tokenizer(prompt.solution, add_special_tokens=False)["input_ids"])
-        return ids + shown[: limit - len(ids)]
+            completions += Answers(self.model, ids[part], seeds[part], settings, self.stop_ids).sample()
+        return samples_of(self.tokenizer, prompts, ids, completions)
 
 
 class Answers:
@@ -108,8 +75,8 @@ class Answers:
         self.padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])  # [G, T], from the left
         self.mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
 
-    def sample(self) -> list[tuple[list[int], list[float], bool]]:
-        """(token ids, their log-probs, truncated) of each row."""
+    def sample(self) -> list[list[Completion]]:
+        """`samples_per_prompt` completions of each prompt."""
         device, count = self.model.device, self.settings.samples_per_prompt
         cache = DynamicCache(config=self.model.config)
         mask = self.mask.to(device)
@@ -150,10 +117,11 @@ class Answers:
                 use_cache=True,
             ).logits[:, -1]
             positions = positions + 1
-        return [
-            (self.tokens[i, :n].tolist(), self.log_probs[i, :n].tolist(), not stopped)
+        rows = [
+            Completion(self.tokens[i, :n].tolist(), self.log_probs[i, :n].tolist(), not stopped)
             for i, (n, stopped) in enumerate(zip(self.lengths.tolist(), self.stopped.tolist(), strict=True))
         ]
+        return [rows[start : start + count] for start in range(0, len(rows), count)]
 
 
 def choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
