@@ -12,6 +12,7 @@ import yaml
 
 from openrlhf_apo.embedded.launch import train as run
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
+from openrlhf_apo.options.resolve import flatten
 from openrlhf_apo.trainer.metrics import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ def train(
 
     model: a Hugging Face folder or name. prompts, held_out: rows with `prompt` and, where the reward needs it,
     `label`. reward_func(prompt, response, label): a finite number. flags: those of the command line, nested as in a
-    --config
-    file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}).
+    --config file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}).
 
     Returns the lines of metrics.jsonl. Raises OptionError, DataError or RunError, one line, as the command would
     print.
@@ -50,7 +50,7 @@ def train(
         settings["eval.dataset"] = _written(output, "held_out.jsonl", held_out)
     config = os.path.join(output, "flags.yaml")
     with open(config, "w", encoding="utf-8") as file:
-        yaml.safe_dump(settings | flags, file)
+        yaml.safe_dump(settings | flatten(flags), file)
     args = resolve(["--config", config])
     plan = run_plan(args)
     plan = replace(

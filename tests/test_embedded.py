@@ -152,6 +152,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monke
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_resuming_with_what_the_checkpoint_does_not_know_is_one_line(flags, tmp_path):
+    few = ["--data.max_samples", "16", "--ckpt.save_steps", "1"]
+    run(flags, tmp_path, *few)
+    with pytest.raises(RunError, match="has no state of guidance: resume with the version and flags"):
+        run(flags, tmp_path, *few, "--ckpt.load_enable", "--guidance.enable", "--guidance.length", "2")
+
+
 def test_checkpoints_rotate_and_the_best_is_kept(flags, sums, tmp_path):
     more = ["--ckpt.save_steps", "1", "--ckpt.max_num", "2", "--eval.dataset", sums, "--eval.steps", "1"]
     run(flags, tmp_path, *more, "--data.max_samples", "40")

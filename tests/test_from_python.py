@@ -44,6 +44,8 @@ def test_a_model_rows_and_a_function_train(tiny_model, tmp_path):
 def test_what_is_wrong_is_one_line_as_on_the_command_line(tiny_model, tmp_path):
     with pytest.raises(OptionError, match="--apo.beta_r has no effect with --loss gspo"):
         openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), loss="gspo", apo={"beta_r": 1.0})
+    with pytest.raises(OptionError, match="--reward.timeout -1.0: must be above 0"):
+        openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), reward={"timeout": -1.0}, **SIZES)
     with pytest.raises(RunError, match="the reward raised KeyError: 'sum'"):
         rows = [{"prompt": "1+1=", "label": {"other": 2}}] * 4
         openrlhf_apo.train(tiny_model, rows, digits, output=str(tmp_path), console=io.StringIO(), **SIZES)

@@ -138,7 +138,8 @@ def _start(run: Run, trainer: Sequence[str]) -> subprocess.Popen:
         (run.dir / "metrics.jsonl").unlink(missing_ok=True)
     run.write_record()
     with open(run.dir / "train.log", "a", encoding="utf-8") as log:
-        print(f"$ {shlex.join(command)}", file=log, flush=True)
+        log.write(f"$ {shlex.join(command)}\n")
+        log.flush()
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TextIO
 
-from openrlhf_apo.errors import DataError
+from openrlhf_apo.errors import DataError, RunError
 from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
@@ -134,6 +134,11 @@ def _resume(plan: RunPlan, policy: PolicyHandle, parts: dict[str, Stateful]) -> 
     if not loaded:
         logger.warning("no checkpoint in %s to resume from: starting anew", plan.output.checkpoints)
         return 0
+    if missing := [name for name in parts if name not in loaded]:
+        raise RunError(
+            f"the checkpoint in {plan.output.checkpoints} has no state of {', '.join(missing)}: resume with the "
+            "version and flags that wrote it, or start anew in another --ckpt.path"
+        )
     for name, part in parts.items():
         part.load_state_dict(loaded[name])
     logger.info("resuming after rollout %d", loaded["step"])
