@@ -21,6 +21,7 @@ from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.ranks.learner import Learner
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
+from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.regularizer import Regularizer
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import whole_groups
@@ -44,8 +45,8 @@ REGULARIZERS = {
 class SpmdPolicy(ShardedPolicy):
     """PolicyHandle in which the calling process is one of the ranks."""
 
-    def __init__(self, learner: Learner, micro_batch_size: int):
-        super().__init__(dist.get_world_size(), micro_batch_size)
+    def __init__(self, learner: Learner, limit: MicroBatchLimit):
+        super().__init__(dist.get_world_size(), limit)
         self.learner = learner
         self.gradients: list[torch.Tensor] = []
 
@@ -79,12 +80,10 @@ def full_state(engine, name: str | None) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def settings(job: dict, zero_stage: int, micro_batch_size: int) -> SimpleNamespace:
+def settings(job: dict, zero_stage: int) -> SimpleNamespace:
     return SimpleNamespace(
         local_rank=-1,
-        train=SimpleNamespace(
-            seed=0, full_determinism_enable=False, micro_batch_size=micro_batch_size, batch_size=job["step_size"]
-        ),
+        train=SimpleNamespace(seed=0, full_determinism_enable=False, micro_batch_size=1, batch_size=job["step_size"]),
         actor=SimpleNamespace(max_norm=0.0),
         ds=SimpleNamespace(zero_stage=zero_stage, param_dtype="fp32"),
     )
@@ -93,8 +92,8 @@ def settings(job: dict, zero_stage: int, micro_batch_size: int) -> SimpleNamespa
 def run_case(job: dict) -> dict:
     from openrlhf.models import Actor
 
-    zero_stage, micro_batch_size = job["zero_stage"], job["micro_batch_size"]
-    strategy = ApoStrategy(settings(job, zero_stage, micro_batch_size), RankPlan())
+    zero_stage = job["zero_stage"]
+    strategy = ApoStrategy(settings(job, zero_stage), RankPlan())
     strategy.setup_distributed()
 
     def load(config):
@@ -113,8 +112,12 @@ def run_case(job: dict) -> dict:
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
     if job["regularizer"]:
         reference = strategy.prepare(load(strategy.get_ds_eval_config()))
-    learner = Learner(DeepSpeedBackend(strategy, actor, scheduler, anchor, reference), pad_token_id=0)
-    policy = SpmdPolicy(learner, micro_batch_size)
+    learner = Learner(
+        DeepSpeedBackend(strategy, actor, scheduler, anchor, reference),
+        pad_token_id=0,
+        entropy=job["regularizer"] == "kl",
+    )
+    policy = SpmdPolicy(learner, MicroBatchLimit(**job["limit"]))
     if job["loss"] in TOKEN_LOSSES:
         loss = TOKEN_LOSSES[job["loss"]]
         objective = TokenObjective(policy, TokenPlan(loss(), loss.uses, max_length=20))

@@ -135,7 +135,7 @@ def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout
 
 
 def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **job) -> list[dict]:
-    """Run tests/spmd.py on `ranks` processes; one result per case (ZeRO stage, micro-batch size, other settings)."""
+    """Run tests/spmd.py on `ranks` processes; one result per case (ZeRO stage, micro-batches, other settings)."""
     job = {
         "model": model_path,
         "samples": rollouts,
@@ -149,8 +149,8 @@ def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **jo
         "lr": 5e-3,
     } | job
     job["cases"] = [
-        {"zero_stage": stage, "micro_batch_size": size, "out": str(tmp_path / f"{ranks}_{k}.pt")} | other
-        for k, (stage, size, other) in enumerate(cases)
+        {"zero_stage": stage, "limit": limit, "out": str(tmp_path / f"{ranks}_{k}.pt")} | other
+        for k, (stage, limit, other) in enumerate(cases)
     ]
     path = tmp_path / f"job_{ranks}.json"
     path.write_text(json.dumps(job))
@@ -193,9 +193,10 @@ def expected(model_path, rollouts) -> dict:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_layout_takes_the_reference_step(tmp_path, model_path, rollouts, expected, ranks):
-    cases = [(stage, size, {}) for stage in (0, 2, 3) for size in (1, 2, 3, 8)]
-    for (stage, size, _), result in zip(cases, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
-        assert_same(result, expected, f"ZeRO {stage}, micro-batch {size}")
+    limits = [*({"samples": size} for size in (1, 2, 3, 8)), {"tokens": 40}]
+    cases = [(stage, limit, {}) for stage in (0, 2, 3) for limit in limits]
+    for (stage, limit, _), result in zip(cases, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
+        assert_same(result, expected, f"ZeRO {stage}, micro-batches of {limit}")
 
 
 @pytest.mark.parametrize("anchor", ["lagged", "ema", "reference"])
@@ -204,13 +205,13 @@ def test_every_anchor_over_three_rollouts(tmp_path, model_path, rollouts, anchor
     # Twelve steps: a smaller rate, because rounding grows from step to step with it.
     settings = {"num_rollouts": 3, "anchor": anchor, "lr": 1e-3}
     want = reference(model_path, rollouts, **settings)
-    (got,) = spmd(tmp_path, model_path, rollouts, ranks, [(stage, 4, {})], **settings)
+    (got,) = spmd(tmp_path, model_path, rollouts, ranks, [(stage, {"samples": 4}, {})], **settings)
     assert_same(got, want)
 
 
 def test_several_epochs_on_one_rollout(tmp_path, model_path, rollouts):
     want = reference(model_path, rollouts, epochs=2, lr=2e-3)
-    (got,) = spmd(tmp_path, model_path, rollouts, 2, [(2, 5, {})], epochs=2, lr=2e-3)
+    (got,) = spmd(tmp_path, model_path, rollouts, 2, [(2, {"samples": 5}, {})], epochs=2, lr=2e-3)
     assert_same(got, want)
 
 

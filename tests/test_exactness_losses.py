@@ -243,11 +243,12 @@ def reference(model_path: str, rollouts: str, step_loss) -> dict:  # noqa: F811
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, model_path, rollouts) -> dict:  # noqa: F811
-    """{case: gradients and weights of (one rank, ZeRO 0, micro-batches of 8), (two ranks, ZeRO 2, of 3)}, and of some
+    """{case: gradients and weights of (one rank, ZeRO 0, one micro-batch), (two ranks, ZeRO 2, of 3)}, and of some
     cases also (two ranks, ZeRO 3, of 3): gloo hangs at the ninth ZeRO-3 engine of a process."""
     found = {}
-    for ranks, stage, size, chosen in ((1, 0, 8, CASES), (2, 2, 3, CASES), (2, 3, 3, SHARDED)):
-        cases = [(stage, size, {"loss": loss, "regularizer": kind}) for loss, kind in chosen]
+    whole, three = {"tokens": 4096}, {"samples": 3}
+    for ranks, stage, limit, chosen in ((1, 0, whole, CASES), (2, 2, three, CASES), (2, 3, three, SHARDED)):
+        cases = [(stage, limit, {"loss": loss, "regularizer": kind}) for loss, kind in chosen]
         tmp_path = tmp_path_factory.mktemp(f"zero{stage}")
         for case, result in zip(chosen, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
             found.setdefault(case, []).append(result)

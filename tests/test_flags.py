@@ -280,6 +280,14 @@ def test_a_flag_without_what_it_needs_is_refused(argv, message, tmp_path):
             "--loss openrlhf --train.micro_batch_size 2 --train.dynamic_batch_enable",
             "with --train.dynamic_batch_enable",
         ),
+        (
+            "--train.micro_batch_size 2 --train.max_tokens_per_gpu 99",
+            "beside --train.micro_batch_size: drop one",
+        ),
+        (
+            "--train.micro_batch_size 2 --train.dynamic_batch_enable",
+            "beside --train.micro_batch_size: drop one",
+        ),
         ("--loss openrlhf --ref.offload", "--ref.offload has no effect below --ds.zero_stage 3"),
         ("--ds.ring_attn_head_stride 2", "with --ds.ring_attn_size 1"),
         ("--vllm.sync_with_ray --train.colocate_all", "where weights travel by CUDA IPC"),

@@ -8,7 +8,7 @@ import torch
 
 from openrlhf_apo.errors import DataError, GroupError
 from openrlhf_apo.objectives import Terms
-from openrlhf_apo.trainer.layout import make_layout
+from openrlhf_apo.trainer.layout import MicroBatchLimit, make_layout
 from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import Sample, split_into_steps, whole_groups
@@ -22,12 +22,22 @@ def sample(group: int, prompt: str | None = None) -> Sample:
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 64, 65])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 8, 100])
-def test_layout_is_a_partition_with_equal_micro_batches(num_samples, num_ranks, micro_batch_size):
+@pytest.mark.parametrize(
+    "limit",
+    [*map(MicroBatchLimit, (1, 3, 8, 100)), MicroBatchLimit(tokens=700), MicroBatchLimit(tokens=700, packed=True)],
+    ids=["1", "3", "8", "100", "tokens", "packed tokens"],
+)
+def test_layout_is_a_partition_with_equally_many_micro_batches(num_samples, num_ranks, limit):
     lengths = [random.Random(i).randrange(1, 500) for i in range(num_samples)]
-    layout = make_layout(lengths, num_ranks, micro_batch_size)
-    shapes = {tuple(len(batch) for batch in rank) for rank in layout.micro_batches}
-    assert len(shapes) == 1 and all(0 < size <= micro_batch_size for size in shapes.pop())
+    layout = make_layout(lengths, num_ranks, limit)
+    assert len({len(rank) for rank in layout.micro_batches}) == 1
+    for micro_batch in [batch for rank in layout.micro_batches for batch in rank]:
+        tokens = [lengths[i] for i in micro_batch]
+        if limit.samples is not None:
+            assert 0 < len(tokens) <= limit.samples
+        else:
+            cost = sum(tokens) if limit.packed else len(tokens) * max(tokens)
+            assert 0 < cost <= 700
     owned = [
         i for r in range(num_ranks) for i, ghost in zip(layout.flat(r), layout.is_ghost[r], strict=True) if not ghost
     ]
@@ -41,9 +51,17 @@ def test_layout_is_a_partition_with_equal_micro_batches(num_samples, num_ranks, 
 
 def test_layout_balances_tokens():
     lengths = list(range(1, 65))
-    layout = make_layout(lengths, 2, 8)
+    layout = make_layout(lengths, 2, MicroBatchLimit(8))
     loads = [sum(lengths[i] for i in layout.flat(rank)) for rank in range(2)]
     assert abs(loads[0] - loads[1]) <= 1
+
+
+def test_a_micro_batch_takes_as_many_tokens_as_it_may():
+    lengths = [10, 60, 10, 20, 10, 10, 100]
+    padded = make_layout(lengths, 1, MicroBatchLimit(tokens=50)).micro_batches[0]
+    assert [[lengths[i] for i in batch] for batch in padded] == [[100], [60], [20, 10], [10, 10, 10]]
+    packed = make_layout(lengths, 1, MicroBatchLimit(tokens=50, packed=True)).micro_batches[0]
+    assert [[lengths[i] for i in batch] for batch in packed] == [[100], [60], [20, 10, 10, 10], [10]]
 
 
 def test_groups_are_whole_or_refused():

@@ -31,7 +31,7 @@ class TablePolicy:
     def load_steps(self, steps):
         self.steps = steps
 
-    def log_prob_sums(self, step, weights="policy"):
+    def log_prob_sums(self, step, weights="policy", keep_graph=False):
         self.calls.append(weights)
         return self._sums(self.anchor if weights == "anchor" else self.logits.detach(), self.steps[step]).tolist()
 

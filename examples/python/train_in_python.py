@@ -24,7 +24,7 @@ metrics = train(
     loss="apo",
     rollout={"batch_size": 32, "max_new_tokens": 24},
     data={"apply_chat_template": True, "max_len": 64},
-    train={"batch_size": 128, "micro_batch_size": 128},
+    train={"batch_size": 128},
     actor={"adam.lr": 4e-4, "lr_scheduler": "constant_with_warmup"},
 )
 print(f"reward {metrics[0]['reward_mean']:.3f} -> {metrics[-1]['reward_mean']:.3f}")

@@ -28,9 +28,7 @@ case $ATTENTION in
             fail "flash-attn cannot be imported: FLASH_ATTN=1 bash scripts/install.sh gpu compiles it, or ATTENTION=sdpa trains without"
         attention=(--ds.attn_implementation flash_attention_2 --ds.packing_samples)
         ;;
-    # Half the micro-batch: padding is computed too, and without flash-attn's fused cross-entropy the backward of the
-    # log-probs holds more copies of the fp32 logits.
-    sdpa) attention=(--ds.attn_implementation sdpa --train.micro_batch_size 4) ;;
+    sdpa) attention=(--ds.attn_implementation sdpa) ;;
     *) fail "ATTENTION=$ATTENTION: flash or sdpa" ;;
 esac
 export PATH="$PWD/.venv/bin:$PATH" # where DeepSpeed and flashinfer find ninja, to compile their CUDA code

@@ -41,7 +41,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
     try:
         start_ray(args)
         policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
-        policy = RayPolicy(policy_group, plan.micro_batch_size, plan.timeout)
+        policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)
         engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
         foreign_update = None
         if plan.objective is None:
@@ -78,6 +78,7 @@ def _rank_plan(plan: RunPlan) -> RankPlan | None:
         reference=plan.regularizer.needs_reference,
         shared=plan.reference_anchor,
         kl_estimator=plan.regularizer.kl_estimator,
+        entropy=plan.regularizer.entropy is not None,
     )
 
 

@@ -15,6 +15,7 @@ from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
 
@@ -34,7 +35,7 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         if plan.reference:
             reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)
         backend = DeepSpeedBackend(strategy, self.actor, self.actor_scheduler, self.anchor, reference)
-        self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator)
+        self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator, plan.entropy)
 
     def _frozen_model(self, pretrain) -> Actor:
         """The initial weights, sharded like the policy's."""
@@ -90,10 +91,10 @@ class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):
 class RayPolicy(ShardedPolicy):
     """PolicyHandle over a RayActorGroup. Actors of one ring-attention or tensor-parallel group do the same work."""
 
-    def __init__(self, group: RayActorGroup, micro_batch_size: int, timeout: float):
+    def __init__(self, group: RayActorGroup, limit: MicroBatchLimit, timeout: float):
         self.group, self.timeout = group, timeout
         self.actors = group._actor_handlers
-        super().__init__(len(self.actors) // group.duplicate_actors, micro_batch_size)
+        super().__init__(len(self.actors) // group.duplicate_actors, limit)
 
     def call_ranks(self, method: str, arguments: Callable[[int], tuple]) -> list:
         duplicates = self.group.duplicate_actors

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from openrlhf_apo.ranks.backend import Weights
+from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 
 NO_DECAY = ("bias", "layer_norm.weight", "layernorm.weight", "norm.weight", "ln_f.weight")  # as in OpenRLHF
@@ -46,6 +47,7 @@ class TorchBackend:
     ):
         self.temperature, self.max_norm = temperature, plan.max_norm
         self.models: dict[str, nn.Module] = {"policy": model}
+        self.blockwise = has_plain_head(model)
         if anchor:
             self.models["anchor"] = _frozen_copy(model)
         if reference:
@@ -74,22 +76,15 @@ class TorchBackend:
         model = self.models[weights]
         model.train(train)
         batch = batch.to(model.device)
-        places = batch.action_mask > 0  # [B, T-1]
-        first = int(places.any(0).nonzero()[0])  # no token before it is a response's, so none needs logits
-        output = model(
+        return response_log_probs(
+            model,
             batch.sequences,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            logits_to_keep=batch.sequences.shape[1] - first,
+            batch.attention_mask,
+            batch.action_mask,
+            temperature=self.temperature,
+            entropy=entropy,
+            blockwise=self.blockwise,
         )
-        logits = output.logits[:, :-1][places[:, first:]].float() / self.temperature  # [responses' tokens, V]
-        normaliser = logits.logsumexp(-1)
-        tokens = batch.sequences[:, 1:][places]
-        found = logits.gather(-1, tokens[:, None])[:, 0] - normaliser
-        log_probs = _placed(found, places)
-        if not entropy:
-            return log_probs, None
-        return log_probs, _placed(normaliser - (logits.softmax(-1) * logits).sum(-1), places)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -124,8 +119,3 @@ class TorchBackend:
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-def _placed(values: Tensor, places: Tensor) -> Tensor:
-    """values of the places that are True, in order -> the shape of `places`, 0 elsewhere."""
-    return torch.zeros(places.shape, dtype=values.dtype, device=values.device).masked_scatter(places, values)

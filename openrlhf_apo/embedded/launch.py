@@ -61,8 +61,9 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
     policy = EmbeddedPolicy(
         backend,
         tokenizer,
-        micro_batch_size=plan.micro_batch_size,
+        limit=plan.micro_batches,
         kl_estimator=plan.regularizer.kl_estimator,
+        entropy=plan.regularizer.entropy is not None,
         checkpoints=CheckpointFolder(plan.output.checkpoints, args.ckpt.max_num, args.ckpt.max_mem),
         output=plan.output.directory,
         resume=plan.output.resume,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from openrlhf_apo.embedded.backend import TorchBackend
 from openrlhf_apo.embedded.checkpoints import CheckpointFolder
 from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
 
@@ -18,15 +19,16 @@ class EmbeddedPolicy(ShardedPolicy):
         backend: TorchBackend,
         tokenizer,
         *,
-        micro_batch_size: int,
+        limit: MicroBatchLimit,
         kl_estimator: str,
+        entropy: bool,
         checkpoints: CheckpointFolder,
         output: str,
         resume: bool,
     ):
-        super().__init__(1, micro_batch_size)
+        super().__init__(1, limit)
         self.backend, self.tokenizer, self.checkpoints, self.output = backend, tokenizer, checkpoints, output
-        self.learner = Learner(backend, tokenizer.pad_token_id, kl_estimator)
+        self.learner = Learner(backend, tokenizer.pad_token_id, kl_estimator, entropy)
         loaded = checkpoints.load() if resume else None
         self._trainer_state: dict = {}
         if loaded is not None:

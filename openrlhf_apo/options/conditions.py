@@ -219,11 +219,17 @@ CONDITIONS = [
     Condition(
         "rollout.max_tokens_per_gpu train.max_tokens_per_gpu",
         "without --train.dynamic_batch_enable",
-        lambda v: not v["train.dynamic_batch_enable"],
+        lambda v: v["loss"] == OPENRLHF and not v["train.dynamic_batch_enable"],
+    ),
+    Condition(
+        "train.max_tokens_per_gpu train.dynamic_batch_enable",
+        "beside --train.micro_batch_size",
+        lambda v: v["loss"] != OPENRLHF and "train.micro_batch_size" in v.given,
+        "drop one of the two",
     ),
     Condition(
         "rollout.micro_batch_size train.micro_batch_size",
         "with --train.dynamic_batch_enable",
-        lambda v: v["train.dynamic_batch_enable"],
+        lambda v: v["loss"] == OPENRLHF and v["train.dynamic_batch_enable"],
     ),
 ]

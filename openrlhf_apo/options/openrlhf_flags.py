@@ -10,6 +10,7 @@ COUNT = {"within": "[1, inf)"}
 EVERY = {"within": "[1, inf)", "beside": -1}  # -1: never
 SHARE = {"within": "[0, 1]"}
 NOT_NEGATIVE = {"within": "[0, inf)"}
+CPU_TOKENS = 4096  # of a micro-batch without CUDA
 
 # transformers' schedulers that need no more than the numbers of warm-up and training steps, as OpenRLHF gives no more.
 SCHEDULERS_WITH_MIN_LR = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
@@ -21,7 +22,7 @@ SCHEDULERS = (
 _OWN_SURROGATE = "--loss says which it is"
 _OWN_ADVANTAGES = "advantages are the loss's own"
 _OWN_REFERENCE = "the reference is a second set of weights in the policy's actors"
-_MICRO_BATCHES = "micro-batches are --train.micro_batch_size samples"
+_MICRO_BATCHES = "log-probs are taken in the micro-batches of training"
 _NO_AVERAGE = "no average of the policy is kept; --apo.anchor ema is the anchor's"
 _FIXED_KL = "the KL coefficient is fixed; --adrpo.enable is one by advantage"
 _NO_FILTER = Use(
@@ -211,13 +212,26 @@ FLAGS: dict[str, Flag] = {
     "train.colocate_actor_ref": only_openrlhf(_OWN_REFERENCE),
     "train.colocate_all": works(),
     "train.colocate_critic_reward": _NO_CRITIC,
-    "train.dynamic_batch_enable": only_openrlhf(_MICRO_BATCHES, GPU),
+    "train.dynamic_batch_enable": ours(
+        Use("differs", "on by default where no --train.micro_batch_size is given; packing is --ds.packing_samples"),
+        GPU,
+    ),
     "train.ema_beta": only_openrlhf(_NO_AVERAGE, GPU, **SHARE),
     "train.enable_ema": only_openrlhf(_NO_AVERAGE, GPU),
     "train.full_determinism_enable": works(),
     "train.max_epochs": works(**COUNT),
-    "train.max_tokens_per_gpu": only_openrlhf(_MICRO_BATCHES, GPU, **COUNT),
-    "train.micro_batch_size": works(**COUNT),
+    "train.max_tokens_per_gpu": ours(
+        Use(
+            "differs",
+            f"counts padding where samples are padded; without CUDA the default is {CPU_TOKENS}; a longer sample goes "
+            "alone",
+        ),
+        GPU,
+        **COUNT,
+    ),
+    "train.micro_batch_size": ours(
+        Use("differs", "where it is not given, micro-batches have --train.max_tokens_per_gpu tokens"), **COUNT
+    ),
     "train.num_episodes": works(**COUNT),
     "train.partial_rollout_enable": _TAKE_TURNS,
     "train.seed": works(within="[0, 4294967295]"),

@@ -16,6 +16,7 @@ from openrlhf_apo.options.owners import build, owner_of
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupPlan, GroupSettings
 from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.plan import DataPlan, EvaluationPlan, OutputPlan, RewardPlan, RunPlan, Schedule
 from openrlhf_apo.trainer.regularizer import Regularizer
@@ -85,7 +86,11 @@ def run_plan(args: SimpleNamespace) -> RunPlan:
             track_every=args.logger.logging_steps,
             resume=args.ckpt.load_enable,
         ),
-        micro_batch_size=args.train.micro_batch_size,
+        micro_batches=MicroBatchLimit(
+            samples=None if args.train.dynamic_batch_enable else args.train.micro_batch_size,
+            tokens=args.train.max_tokens_per_gpu,
+            packed=args.ds.packing_samples,
+        ),
         guidance=build(owners.GUIDANCE, args) if args.guidance.enable else None,
         group_filter=group_filter,
         max_generations=args.apo.max_generations,

@@ -15,6 +15,7 @@ from openrlhf_apo.options.check_cluster import check_cluster
 from openrlhf_apo.options.check_model import check_model
 from openrlhf_apo.options.checks import check_before_openrlhf, check_inputs, check_settings
 from openrlhf_apo.options.effects import check_values, refuse_flags_without_effect
+from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
 from openrlhf_apo.options.runtime import decide_runtime
@@ -56,6 +57,9 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     if not getattr(args, "reward.remote_url"):
         setattr(args, "reward.name", "math_verify")
         setattr(args, "reward.remote_url", "math_verify")  # OpenRLHF: rewards come without a reward model
+    by_tokens = getattr(args, "train.dynamic_batch_enable")
+    if args.loss != OPENRLHF:
+        setattr(args, "train.dynamic_batch_enable", False)  # OpenRLHF packs samples beside it, always
     parsed = vars(args).copy()
     try:
         settings, said = upstream_checks(args)
@@ -63,6 +67,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         raise OptionError(str(error)) from None
     _refuse_overrides(parsed, settings, given, said)
     settings.given = sorted(given)
+    settings.train.dynamic_batch_enable = by_tokens
     _make_paths_absolute(settings)
     check_settings(settings)
     check_cluster(settings)
@@ -217,6 +222,7 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
                 f"--loss {args.loss}: its presets name an unknown flag, {unknown[0]!r}: correct its name"
             )
         defaults |= presets
+        defaults["train.dynamic_batch_enable"] = "train.micro_batch_size" not in given
         if "actor.eps_clip" in given:
             defaults.pop("actor.eps_clip_low_high", None)
         if getattr(args, "adrpo.enable"):
@@ -242,6 +248,7 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
             "ds.attn_implementation": "sdpa",
             "ds.param_dtype": "fp32",
             "vllm.enforce_eager": True,
+            "train.max_tokens_per_gpu": CPU_TOKENS,
         }
     return defaults | {"ref.num_nodes": getattr(args, "actor.num_nodes"), "ref.num_gpus_per_node": gpus}
 

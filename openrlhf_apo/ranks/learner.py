@@ -14,49 +14,67 @@ from openrlhf_apo.trainer.step import Report
 
 
 class Learner:
-    """Holds this rank's micro-batches of a rollout. All ranks make the same calls with equally many micro-batches."""
+    """Holds this rank's micro-batches of a rollout. All ranks make the same calls with equally many micro-batches.
+    entropy: whether training needs each token's."""
 
-    def __init__(self, backend: Backend, pad_token_id: int, kl_estimator: str = "k3"):
-        self.backend, self.pad_token_id, self.kl_estimator = backend, pad_token_id, kl_estimator
+    def __init__(self, backend: Backend, pad_token_id: int, kl_estimator: str = "k3", entropy: bool = False):
+        self.backend, self.pad_token_id = backend, pad_token_id
+        self.kl_estimator, self.entropy = kl_estimator, entropy
         self.steps: list[list[MicroBatch]] = []
         self.old: dict[tuple[int, int], Tensor] = {}  # (step, micro-batch) -> log π_old [B, T-1]
         self.reference_log_probs: dict[tuple[int, int], Tensor] = {}
+        self.graph: tuple[int, tuple[Tensor, Tensor | None]] | None = None  # step -> forward of its first micro-batch
 
     def load_steps(self, steps: list[list[list[Sample]]]) -> None:
         """steps[step][micro-batch] = samples. Replaces the rollout before."""
         self.steps = [[MicroBatch.of(samples, self.pad_token_id) for samples in step] for step in steps]
-        self.old, self.reference_log_probs = {}, {}
+        self.old, self.reference_log_probs, self.graph = {}, {}, None
 
-    @torch.no_grad()
-    def log_prob_sums(self, step: int, weights: Weights) -> list[float]:
+    def log_prob_sums(self, step: int, weights: Weights, keep_graph: bool) -> list[float]:
         """Σ_t log π of this rank's samples of the step, in the order they were loaded, nats."""
         sums: list[float] = []
-        for batch in self.steps[step]:
-            sums += self.backend.forward(weights, batch)[0].double().sum(-1).tolist()
+        for log_probs, _ in self._forward(step, weights, keep_graph=keep_graph):
+            sums += log_probs.double().sum(-1).tolist()
         return sums
 
-    @torch.no_grad()
-    def record_old(self, step: int, entropy: bool) -> list[float]:
+    def record_old(self, step: int, entropy: bool, keep_graph: bool) -> list[float]:
         """Keep log π_old; with `entropy`, the mean token entropy of each sample."""
         means: list[float] = []
-        for k, batch in enumerate(self.steps[step]):
-            self.old[step, k], entropies = self.backend.forward("policy", batch, entropy=entropy)
-            if entropy:
-                mask = batch.action_mask.to(entropies.device)
+        for k, (log_probs, entropies) in enumerate(self._forward(step, "policy", entropy, keep_graph)):
+            self.old[step, k] = log_probs
+            if entropies is not None:
+                mask = self.steps[step][k].action_mask.to(entropies.device)
                 means += ((entropies * mask).double().sum(-1) / mask.sum(-1)).tolist()
         return means
 
-    @torch.no_grad()
     def log_ratios(self, step: int) -> list[list[float]]:
-        """log π_θ − log π_old of each token of each sample."""
+        """log π_θ − log π_old of each token of each sample; keeps the graph."""
         ratios: list[list[float]] = []
+        recorded = (step, 0) in self.old
+        current = self._forward(step, "policy", keep_graph=True) if recorded else []
         for k, batch in enumerate(self.steps[step]):
-            if (step, k) in self.old:
-                difference = (self.backend.forward("policy", batch)[0] - self.old[step, k]).cpu()
-            else:
-                difference = torch.zeros_like(batch.rollout_log_probs)
+            difference = torch.zeros_like(batch.rollout_log_probs)
+            if recorded:
+                difference = (current[k][0] - self.old[step, k]).cpu()
             ratios += [row[mask > 0].tolist() for row, mask in zip(difference, batch.action_mask, strict=True)]
         return ratios
+
+    def _forward(
+        self, step: int, weights: Weights, entropy: bool = False, keep_graph: bool = False
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """(log-probs, entropies or None), [B, T-1] each, of each micro-batch of the step, without gradient.
+
+        keep_graph: the first one's graph stays for `apply`, which holds one graph at any time anyway; a step that is
+        one micro-batch needs no second forward.
+        """
+        first, *others = self.steps[step]
+        with torch.no_grad():
+            rest = [self.backend.forward(weights, batch, entropy=entropy) for batch in others]
+            if not keep_graph:
+                return [self.backend.forward(weights, first, entropy=entropy), *rest]
+        log_probs, entropies = self.backend.forward("policy", first, train=True, entropy=entropy or self.entropy)
+        self.graph = step, (log_probs, entropies)
+        return [(log_probs.detach(), entropies.detach() if entropies is not None else None), *rest]
 
     def apply(self, step: int, terms: Terms) -> Report:
         """Gradient of the sum over all ranks' samples, then one optimizer step. `terms` and the report are those of
@@ -69,9 +87,10 @@ class Learner:
             start = len(log_prob_sums)
             share = terms.take(list(range(start, start + len(batch.sequences))))
             reference = self._reference(step, k, batch) if terms.needs_reference else None
-            log_probs, entropies = self.backend.forward(
-                "policy", batch, train=True, entropy="entropy" in terms.columns
-            )  # [B, T-1]
+            if k == 0 and self.graph is not None and self.graph[0] == step:
+                (_, (log_probs, entropies)), self.graph = self.graph, None
+            else:
+                log_probs, entropies = self.backend.forward("policy", batch, train=True, entropy=self.entropy)
             detached = log_probs.detach()
             old = self.old.setdefault((step, k), detached) if terms.loss is not None else detached
             mask = batch.action_mask.to(log_probs)

@@ -120,8 +120,8 @@ class GroupObjective:
         """l - l^anchor [G, P], nats."""
         if self.anchor.is_current(step.rollout, step.update):
             return torch.zeros_like(step.rewards)
-        current = per_group(self.policy.log_prob_sums(step.index), like=step.rewards)
-        return current - per_group(self.anchor.log_prob_sums(step.index), like=step.rewards)
+        anchor = per_group(self.anchor.log_prob_sums(step.index), like=step.rewards)
+        return per_group(self.policy.log_prob_sums(step.index, keep_graph=True), like=step.rewards) - anchor
 
     def _scale(self, lengths: Tensor) -> Tensor:
         settings = self.plan.settings

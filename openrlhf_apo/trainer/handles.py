@@ -19,16 +19,22 @@ class PolicyHandle(Protocol):
     def load_steps(self, steps: list[list[Sample]]) -> None:
         """Hand over a rollout: the samples of each optimizer step. Replaces the rollout before."""
 
-    def log_prob_sums(self, step: int, weights: Literal["policy", "anchor"] = "policy") -> list[float]:
-        """Σ_t log π(y_t) of the step's samples under the current or the anchor weights. -> [N], float64, nats."""
+    def log_prob_sums(
+        self, step: int, weights: Literal["policy", "anchor"] = "policy", keep_graph: bool = False
+    ) -> list[float]:
+        """Σ_t log π(y_t) of the step's samples under the current or the anchor weights. -> [N], float64, nats.
 
-    def record_old(self, step: int, entropy: bool = False) -> list[float] | None:
+        keep_graph: of the policy's forward, for the `apply` of this step that comes next, which then goes without a
+        second one as far as memory allows.
+        """
+
+    def record_old(self, step: int, entropy: bool = False, keep_graph: bool = False) -> list[float] | None:
         """Keep the log-probs of the step's tokens under the current weights as those of π_old, for its later `apply`.
-        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats."""
+        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above."""
 
     def log_ratios(self, step: int) -> list[list[float]]:
-        """log π_θ − log π_old of each token of each of the N samples. For a step that was not recorded, π_old is the
-        current policy and all are 0."""
+        """log π_θ − log π_old of each token of each of the N samples, before the `apply` of the step. For a step that
+        was not recorded, π_old is the current policy and all are 0."""
 
     def apply(self, step: int, terms: Terms) -> Report:
         """One optimizer step on the sum that `terms` describes. π_old of a step that was not recorded is the policy

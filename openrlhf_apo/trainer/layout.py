@@ -10,6 +10,22 @@ from openrlhf_apo.objectives import Terms
 
 
 @dataclass(frozen=True)
+class MicroBatchLimit:
+    """What goes through the model at once: `samples` samples, or where that is None as many as have `tokens` tokens,
+    with their padding unless they are `packed`. A sample with more tokens goes alone."""
+
+    samples: int | None = None
+    tokens: int = 16192
+    packed: bool = False
+
+    def allows(self, lengths: list[int]) -> bool:
+        """lengths: tokens of each sample of a micro-batch."""
+        if self.samples is not None:
+            return len(lengths) <= self.samples
+        return (sum(lengths) if self.packed else len(lengths) * max(lengths)) <= self.tokens
+
+
+@dataclass(frozen=True)
 class Layout:
     """micro_batches[rank][micro_batch] = indices into the step's N samples.
 
@@ -37,7 +53,7 @@ class Layout:
         return merged
 
 
-def make_layout(lengths: list[int], num_ranks: int, micro_batch_size: int) -> Layout:
+def make_layout(lengths: list[int], num_ranks: int, limit: MicroBatchLimit) -> Layout:
     """Deal the samples to ranks by length, longest first and back and forth, so that ranks carry equal loads and a
     micro-batch holds similar lengths. lengths: tokens of each sample."""
     by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -50,6 +66,28 @@ def make_layout(lengths: list[int], num_ranks: int, micro_batch_size: int) -> La
     for rank in ranks:
         ghosts = per_rank - len(rank)
         indices = rank + [rank[-1] if rank else by_length[-1]] * ghosts
-        micro_batches.append([indices[k : k + micro_batch_size] for k in range(0, per_rank, micro_batch_size)])
+        micro_batches.append(_cut(indices, lengths, limit))
         is_ghost.append([False] * len(rank) + [True] * ghosts)
-    return Layout(micro_batches, is_ghost)
+    count = max(len(rank) for rank in micro_batches)
+    return Layout([_split(rank, lengths, count) for rank in micro_batches], is_ghost)
+
+
+def _cut(indices: list[int], lengths: list[int], limit: MicroBatchLimit) -> list[list[int]]:
+    """Each micro-batch as many of the `indices`, in order, as fit."""
+    micro_batches: list[list[int]] = [[]]
+    for index in indices:
+        if micro_batches[-1] and not limit.allows([lengths[i] for i in (*micro_batches[-1], index)]):
+            micro_batches.append([])
+        micro_batches[-1].append(index)
+    return micro_batches
+
+
+def _split(micro_batches: list[list[int]], lengths: list[int], count: int) -> list[list[int]]:
+    """`count` micro-batches, by halving the one with the most tokens as often as it takes."""
+    micro_batches = list(micro_batches)
+    while len(micro_batches) < count:
+        splittable = [k for k, batch in enumerate(micro_batches) if len(batch) > 1]
+        k = max(splittable, key=lambda k: sum(lengths[i] for i in micro_batches[k]))
+        batch = micro_batches[k]
+        micro_batches[k : k + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return micro_batches

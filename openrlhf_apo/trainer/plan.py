@@ -7,6 +7,7 @@ from typing import Any
 from openrlhf_apo.objectives import Guidance
 from openrlhf_apo.trainer.group_objective import GroupPlan
 from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.regularizer import Regularizer
 from openrlhf_apo.trainer.rollouts import GroupFilter
@@ -82,7 +83,7 @@ class RunPlan:
     reward: RewardPlan
     evaluation: EvaluationPlan | None
     output: OutputPlan
-    micro_batch_size: int
+    micro_batches: MicroBatchLimit
     guidance: Guidance | None = None
     group_filter: GroupFilter | None = None
     max_generations: int = 1

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from openrlhf_apo.objectives import Terms
-from openrlhf_apo.trainer.layout import Layout, make_layout
+from openrlhf_apo.trainer.layout import Layout, MicroBatchLimit, make_layout
 from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.step import Report
 
@@ -16,8 +16,8 @@ class ShardedPolicy:
     every rank at once and returns one result per rank.
     """
 
-    def __init__(self, num_ranks: int, micro_batch_size: int):
-        self.num_ranks, self.micro_batch_size = num_ranks, micro_batch_size
+    def __init__(self, num_ranks: int, limit: MicroBatchLimit):
+        self.num_ranks, self.limit = num_ranks, limit
         self.layouts: list[Layout] = []
         self.num_samples: list[int] = []
 
@@ -26,7 +26,7 @@ class ShardedPolicy:
 
     def load_steps(self, steps: list[list[Sample]]) -> None:
         lengths = [[sample.total_length for sample in step] for step in steps]
-        self.layouts = [make_layout(each, self.num_ranks, self.micro_batch_size) for each in lengths]
+        self.layouts = [make_layout(each, self.num_ranks, self.limit) for each in lengths]
         self.num_samples = [len(step) for step in steps]
 
         def share(rank: int) -> tuple[list[list[list[Sample]]]]:
@@ -39,11 +39,13 @@ class ShardedPolicy:
 
         self.call_ranks("load_steps", share)
 
-    def log_prob_sums(self, step: int, weights: Literal["policy", "anchor"] = "policy") -> list[float]:
-        return self._merged(step, "log_prob_sums", weights)
+    def log_prob_sums(
+        self, step: int, weights: Literal["policy", "anchor"] = "policy", keep_graph: bool = False
+    ) -> list[float]:
+        return self._merged(step, "log_prob_sums", weights, keep_graph)
 
-    def record_old(self, step: int, entropy: bool = False) -> list[float] | None:
-        per_rank = self.call_ranks("record_old", lambda rank: (step, entropy))
+    def record_old(self, step: int, entropy: bool = False, keep_graph: bool = False) -> list[float] | None:
+        per_rank = self.call_ranks("record_old", lambda rank: (step, entropy, keep_graph))
         return self.layouts[step].merge(per_rank, self.num_samples[step]) if entropy else None
 
     def log_ratios(self, step: int) -> list[list[float]]:

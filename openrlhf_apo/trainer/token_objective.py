@@ -31,8 +31,8 @@ class TokenObjective:
 
     def begin_rollout(self, rollout: int, num_steps: int) -> None:
         entropy = "entropy" in self.plan.uses
-        for index in range(0 if entropy else 1, num_steps):
-            entropies = self.policy.record_old(index, entropy=entropy)
+        for index in reversed(range(0 if entropy else 1, num_steps)):
+            entropies = self.policy.record_old(index, entropy=entropy, keep_graph=index == 0)  # the next to train on
             if entropies is not None:
                 self.entropies[index] = entropies
 

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from openrlhf_apo.ranks.backend import Weights
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy
+from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 
 
@@ -27,6 +28,8 @@ class DeepSpeedBackend:
     ):
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
+        policy.eval()
+        self.blockwise = strategy.ring_attn_group is None and has_plain_head(policy.model)
         self.grad_norm = 0.0
         if strategy.clips_before_the_optimizer:
             policy.model.optimizer.register_step_pre_hook(self._clip)
@@ -38,7 +41,18 @@ class DeepSpeedBackend:
         model = self.models[weights]
         model.train(train)
         batch = batch.to(torch.cuda.current_device())
-        log_probs, output = model(
+        if self.strategy.ring_attn_group is None:
+            return response_log_probs(
+                model.model,
+                batch.sequences,
+                batch.attention_mask,
+                batch.action_mask,
+                temperature=model.temperature,
+                entropy=entropy,
+                packed=model.packing_samples,
+                blockwise=self.blockwise,
+            )
+        log_probs, output = model(  # each rank of the ring has a part of every sample
             batch.sequences,
             batch.action_mask,
             batch.attention_mask,

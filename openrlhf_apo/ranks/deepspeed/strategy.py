@@ -16,6 +16,7 @@ class RankPlan:
     reference: bool = False
     shared: bool = False
     kl_estimator: str = "k3"
+    entropy: bool = False  # of each token, in every training forward
 
 
 class ApoStrategy(DeepspeedStrategy):
