@@ -199,20 +199,14 @@ def test_every_layout_takes_the_reference_step(tmp_path, model_path, rollouts, e
         assert_same(result, expected, f"ZeRO {stage}, micro-batches of {limit}")
 
 
-@pytest.mark.parametrize("anchor", ["lagged", "ema", "reference"])
 @pytest.mark.parametrize("ranks, stage", [(1, 2), (2, 3)])
-def test_every_anchor_over_three_rollouts(tmp_path, model_path, rollouts, anchor, ranks, stage):
+def test_anchors_over_three_rollouts_and_several_epochs_on_one(tmp_path, model_path, rollouts, ranks, stage):
     # Twelve steps: a smaller rate, because rounding grows from step to step with it.
-    settings = {"num_rollouts": 3, "anchor": anchor, "lr": 1e-3}
-    want = reference(model_path, rollouts, **settings)
-    (got,) = spmd(tmp_path, model_path, rollouts, ranks, [(stage, {"samples": 4}, {})], **settings)
-    assert_same(got, want)
-
-
-def test_several_epochs_on_one_rollout(tmp_path, model_path, rollouts):
-    want = reference(model_path, rollouts, epochs=2, lr=2e-3)
-    (got,) = spmd(tmp_path, model_path, rollouts, 2, [(2, {"samples": 5}, {})], epochs=2, lr=2e-3)
-    assert_same(got, want)
+    anchors = [{"anchor": anchor, "num_rollouts": 3, "lr": 1e-3} for anchor in ("lagged", "ema", "reference")]
+    settings = [*anchors, {"epochs": 2, "lr": 2e-3}]
+    cases = [(stage, {"samples": 5}, each) for each in settings]
+    for each, got in zip(settings, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
+        assert_same(got, reference(model_path, rollouts, **each), str(each))
 
 
 def test_partial_and_mixed_groups_are_refused_by_name():

@@ -247,10 +247,11 @@ def results(tmp_path_factory, model_path, rollouts) -> dict:  # noqa: F811
     cases also (two ranks, ZeRO 3, of 3): gloo hangs at the ninth ZeRO-3 engine of a process."""
     found = {}
     whole, three = {"tokens": 4096}, {"samples": 3}
-    for ranks, stage, limit, chosen in ((1, 0, whole, CASES), (2, 2, three, CASES), (2, 3, three, SHARDED)):
-        cases = [(stage, limit, {"loss": loss, "regularizer": kind}) for loss, kind in chosen]
-        tmp_path = tmp_path_factory.mktemp(f"zero{stage}")
-        for case, result in zip(chosen, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
+    for ranks, parts in ((1, [(0, whole, CASES)]), (2, [(2, three, CASES), (3, three, SHARDED)])):
+        chosen = [(case, stage, limit) for stage, limit, cases in parts for case in cases]
+        cases = [(stage, limit, {"loss": loss, "regularizer": kind}) for (loss, kind), stage, limit in chosen]
+        results = spmd(tmp_path_factory.mktemp("ranks"), model_path, rollouts, ranks, cases)
+        for (case, *_), result in zip(chosen, results, strict=True):
             found.setdefault(case, []).append(result)
     return found
 
