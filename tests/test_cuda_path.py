@@ -93,7 +93,7 @@ class OneToken:
 def sleeping_engine(calls: list):
     from openrlhf_apo.cluster.engine import EnginePlan, RayEngine
 
-    plan = EnginePlan("m", 2, 1, "bf16", 64, 0, False, False, True, 0.5, False, 1.0)
+    plan = EnginePlan("m", 2, 1, "bf16", 64, 0, False, False, True, 0.5, False, 1.0, False, False)
     engines = [Recorder(calls, "engine0"), Recorder(calls, "engine1")]
     return RayEngine(engines, Recorder(calls, "policy"), OneToken(), plan)
 
