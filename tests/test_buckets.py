@@ -157,7 +157,7 @@ class Keep:
         self.buckets.append(unpack(slots, buffer))
 
 torch.set_num_threads(1)
-policy.BUCKET_BYTES = 50_000
+policy.bucket_bytes = lambda: 50_000
 path = sys.argv[1]
 strategy = ApoStrategy(settings({"step_size": 8}, 3, 1), RankPlan())
 strategy.setup_distributed()

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openrlhf_apo import cpu
+
 BUCKET_BYTES = 256 * 2**20
+CPU_BUCKET_BYTES = (
+    24 * 2**20
+)  # malloc maps larger blocks anew each time: 93 MB took 180 ms in one bucket, 92 ms in four
 ALIGNMENT = 16  # bytes; a view in another dtype must start at a multiple of its item size
 
 
@@ -23,6 +28,10 @@ class Slot:
         """The weight, a view of the buffer uint8[bytes]."""
         end = self.start + torch.Size(self.shape).numel() * self.dtype.itemsize
         return buffer[self.start : end].view(self.dtype).view(self.shape)
+
+
+def bucket_bytes() -> int:
+    return BUCKET_BYTES if cpu.has_cuda() else CPU_BUCKET_BYTES
 
 
 def bounded_runs(sizes: Sequence[int], limit: int) -> Iterator[range]:

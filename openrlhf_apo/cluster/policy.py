@@ -12,7 +12,7 @@ from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy
 from torch import Tensor
 from torch.nn import Parameter
 
-from openrlhf_apo.cluster.buckets import BUCKET_BYTES, bounded_runs, pack
+from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
@@ -88,7 +88,7 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         shards = self.strategy.ds_tensor_parallel_size
         numels = [(w.ds_numel if self.strategy.stage == 3 else w.numel()) * shards for _, w in weights]
         sizes = [numel * w.itemsize for numel, (_, w) in zip(numels, weights, strict=True)]
-        for run in bounded_runs(sizes, BUCKET_BYTES):
+        for run in bounded_runs(sizes, bucket_bytes()):
             bucket = weights[run.start : run.stop]
             with self._gathered([weight for _, weight in bucket]):
                 yield [(name, weight.detach()) for name, weight in bucket]
