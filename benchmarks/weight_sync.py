@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/weight_sync.py
 
 A model of 300 tensors with random weights, of Qwen3's shapes, goes from this process to a Ray actor in the engine's
-place, over gloo. Tensor by tensor is a remote call, a broadcast and the wait for the call, for each (ppo_actor.py:421);
+place, over gloo. Tensor by tensor is, for each, a remote call, a broadcast and the wait for both (ppo_actor.py:421);
 both load a tensor by copying it into the model. The two ways alternate. `--json FILE` writes what the table says.
 """
 

@@ -9,9 +9,7 @@ from torch import Tensor
 from openrlhf_apo import cpu
 
 BUCKET_BYTES = 256 * 2**20
-CPU_BUCKET_BYTES = (
-    24 * 2**20
-)  # malloc maps larger blocks anew each time: 93 MB took 180 ms in one bucket, 92 ms in four
+CPU_BUCKET_BYTES = 24 * 2**20  # malloc maps larger blocks anew each time: 93 MB took 180 ms in one, 92 ms in four
 ALIGNMENT = 16  # bytes; a view in another dtype must start at a multiple of its item size
 
 
