@@ -93,7 +93,7 @@ class OneToken:
 def sleeping_engine(calls: list):
     from openrlhf_apo.cluster.engine import EnginePlan, RayEngine
 
-    plan = EnginePlan("m", 2, 1, "bf16", 64, 0, False, False, True, 0.5, False, 1.0)
+    plan = EnginePlan("m", 2, 1, "bf16", 64, 0, False, False, True, 0.5, False, 1.0, False, False)
     engines = [Recorder(calls, "engine0"), Recorder(calls, "engine1")]
     return RayEngine(engines, Recorder(calls, "policy"), OneToken(), plan)
 
@@ -112,6 +112,26 @@ def test_only_the_engines_weights_wake_for_a_sync(calls, monkeypatch):
     sleeping_engine(calls).sync_weights()
     assert calls[0] == "policy.release_memory"
     assert calls[1:] == ["engine0.wake_up", "engine1.wake_up", "policy.call_actors"]
+
+
+@pytest.mark.parametrize(
+    "device, colocated, sender",
+    [
+        ("cpu", False, ("ObjectStore",)),
+        ("cuda", True, ("CudaIpc",)),
+        ("cuda", False, ("Broadcast", 2, "nccl")),
+    ],
+)
+def test_the_way_of_the_buckets_follows_the_device_and_the_placement(device, colocated, sender):
+    from openrlhf_apo.cluster import engine
+
+    cpu.decide(device)
+    seen = []
+    policy = SimpleNamespace(call_actors=lambda method, *arguments: seen.append((method, *arguments)))
+    plan = engine.EnginePlan("m", 1, 2, "bf16", 64, 0, False, False, False, 0.5, False, 1.0, colocated, True)
+    engine.RayEngine(["engine"], policy, OneToken(), plan).sync_weights()
+    name, *arguments = sender
+    assert seen == [("connect_engines", getattr(engine, name), ["engine"], *arguments), ("send_weights",)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -340,6 +340,7 @@ def test_refused_with_a_gpu(argv, message, packages):
         ("--ds.overlap_comm --ds.zero_stage 1", "--ds.overlap_comm needs --ds.zero_stage 2 or 3"),
         ("--ds.attn_implementation flash_attention_3", "flash_attention_3 needs a GPU: use sdpa"),
         ("--ds.param_dtype fp16", "fp16 needs a GPU"),
+        ("--apo.sync openrlhf", "--apo.sync openrlhf needs a GPU: drop it"),
         ("--data.prompt_dataset a,b --data.prompt_probs 1", "are 1 for 2 data sets"),
         (f"--ckpt.best_metric_key eval_default_pass1 {EVALUATED}", "use eval/pass1"),
         ("--alpha_mode ess --apo.gamma 0.1", "--apo.gamma 0.1 must be above 1/8"),

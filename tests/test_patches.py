@@ -25,6 +25,7 @@ UPSTREAM = [
     ("openrlhf", "utils/agent.py", "async def _fetch_rewards_via_func(self, queries_list, prompts_list"),
     ("deepspeed", "comm/torch.py", "self.shm_comm_op = build_shm_op()"),
     ("deepspeed", "runtime/engine.py", "torch_adam = optimizer_parameters.pop(TORCH_ADAM_PARAM, False)"),
+    ("deepspeed", "runtime/zero/partition_parameters.py", "launch_handles[-1].wait()"),
     ("deepspeed", "runtime/engine.py", "def managed_gradient_accumulation(self):"),
     ("vllm", "model_executor/layers/linear.py", "dispatch_cpu_unquantized_gemm(layer, remove_weight=True)"),
 ]  # fmt: skip

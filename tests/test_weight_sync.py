@@ -12,7 +12,9 @@ import sys, torch
 from transformers import AutoModelForCausalLM
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.errors import RunError
-from openrlhf_apo.cluster.engine import CPU_KV_CACHE_BYTES, RolloutActor, compare_weight_sums
+from openrlhf_apo.cluster.buckets import pack
+from openrlhf_apo.cluster.engine import CPU_KV_CACHE_BYTES, RolloutActor
+from openrlhf_apo.cluster.weight_check import compare_weight_sums
 
 path = sys.argv[1]
 engine = RolloutActor(None, 1, {
@@ -34,7 +36,13 @@ except RunError as error:
     assert "is not the policy's after a sync" in str(error)
 else:
     raise AssertionError("stale weights were not noticed")
-engine.load_named_weights({name: w.detach() for name, w in model.named_parameters()})
+weights = [(name, w.detach()) for name, w in model.named_parameters()]
+assert "model.layers.1.mlp.gate_up_proj.weight" in engine.workers("unwritten_weights")[0]
+for bucket in weights[:5], weights[5:]:
+    engine.workers("load_bucket", *pack(bucket, "cpu"))
+assert engine.workers("unwritten_weights") == [[]]
+engine.workers("load_bucket", *pack([w for w in weights if "layers.1.self_attn.k_proj" not in w[0]], "cpu"))
+assert engine.workers("unwritten_weights") == [["model.layers.1.self_attn.qkv_proj.weight"]]
 compare_weight_sums(sums(), *engine.weight_sums())
 with torch.no_grad():
     model.model.layers[1].self_attn.k_proj.weight[3, 5] += 1e-3

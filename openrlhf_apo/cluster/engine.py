@@ -1,6 +1,5 @@
 """The rollout engines: vLLM in Ray actors, one batched call per rollout."""
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,15 +11,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf_apo import cpu
 from openrlhf_apo.cluster.calls import get_all
-from openrlhf_apo.errors import RunError
+from openrlhf_apo.cluster.weight_check import compare_weight_sums, refuse_unwritten
+from openrlhf_apo.cluster.weight_sync import Broadcast, CudaIpc, ObjectStore
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
 if TYPE_CHECKING:  # this module is imported by the engines' processes, which need no DeepSpeed
     from openrlhf_apo.cluster.policy import RayPolicy
-
-logger = logging.getLogger(__name__)
 
 CPU_KV_CACHE_BYTES = 512 * 2**20  # vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
 
@@ -86,8 +84,9 @@ class RolloutActor:
             for output in outputs
         ]
 
-    def load_named_weights(self, weights: dict) -> None:
-        self.llm.collective_rpc("load_named_weights", args=(weights,))
+    def workers(self, method: str, *arguments) -> list:
+        """WeightWorker.method(*arguments) in each of the engine's workers."""
+        return self.llm.collective_rpc(method, args=arguments)
 
     def weight_sums(self) -> tuple[dict, dict]:
         return self.llm.collective_rpc("weight_sums")[0], self.llm.collective_rpc("packed_modules")[0]
@@ -130,6 +129,8 @@ class EnginePlan:
     gpu_memory_utilization: float
     trust_remote_code: bool
     timeout: float
+    colocated: bool  # on the policy's GPUs
+    buckets: bool  # weights are synced in buckets, else as OpenRLHF does it
 
     def vllm_settings(self, index: int) -> dict:
         settings = {
@@ -158,10 +159,10 @@ class EnginePlan:
         }
 
 
-def create_engines(plan: EnginePlan, pg: PlacementGroup, shared: bool) -> list:
-    """The RolloutActors. shared: they share the policy's GPUs and its placement group."""
+def create_engines(plan: EnginePlan, pg: PlacementGroup) -> list:
+    """The RolloutActors."""
     tp = plan.tensor_parallel
-    share = 0.2 if shared else 1
+    share = 0.2 if plan.colocated else 1
     num_gpus = share if tp == 1 else 0  # with TP, vLLM's own Ray workers hold the GPUs
     engines = []
     for i in range(plan.count):
@@ -188,6 +189,16 @@ class RayEngine:
 
     def __init__(self, engines: list, policy: "RayPolicy", tokenizer, plan: EnginePlan):
         self.engines, self.policy, self.tokenizer, self.plan = engines, policy, tokenizer, plan
+        if plan.buckets:
+            self.policy.call_actors("connect_engines", *self._sender())
+
+    def _sender(self) -> tuple:
+        """The kind of sender, and its arguments."""
+        if not cpu.has_cuda():
+            return ObjectStore, self.engines
+        if self.plan.colocated:
+            return CudaIpc, self.engines
+        return Broadcast, self.engines, self.plan.tensor_parallel, "nccl"
 
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
@@ -211,22 +222,23 @@ class RayEngine:
         return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
 
     def sync_weights(self) -> None:
-        if cpu.has_cuda():
-            if self.plan.sleeps:
-                self.policy.release_memory()
-                self._all("wake_up", ("weights",))
+        if self.plan.sleeps:
+            self.policy.release_memory()
+            self._all("wake_up", ("weights",))
+        if not self.plan.buckets:
             self.policy.call_actors("broadcast_to_vllm")
             return
-        # Without CUDA the weights are small enough to travel as one object through Ray's shared memory.
         if self.plan.prefix_caching:
             self._all("reset_prefix_cache")
-        weights = self.policy.group.async_run_method("export_weights")[0]
-        get_all(
-            [engine.load_named_weights.remote(weights) for engine in self.engines], self.plan.timeout, "weight sync"
-        )
+        self.policy.call_actors("send_weights")
 
     def check_weights(self) -> None:
-        """Compare Σ w and Σ w² of every tensor. Sharded engines (TP > 1) are watched by `rollout_mismatch` alone."""
+        """That every weight of the engine was written, and Σ w and Σ w² of every tensor. The sums of sharded engines
+        (TP > 1) are not compared: `rollout_mismatch` alone watches those."""
+        if self.plan.buckets:
+            for workers in self._all("workers", "unwritten_weights"):
+                for missing in workers:
+                    refuse_unwritten(missing)
         if self.plan.tensor_parallel > 1:
             return
         trained = self.policy.call_actors("weight_sums")[0]
@@ -237,38 +249,3 @@ class RayEngine:
     def _all(self, method: str, *arguments) -> list:
         refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]
         return get_all(refs, self.plan.timeout, f"the engine's {method}")
-
-
-def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]]) -> None:
-    """Raise RunError naming the first of the engine's tensors whose (Σ w, Σ w²) is not that of the policy's.
-
-    packed: {fused module: the checkpoint's modules}, whose sums add up. Tensors that vLLM fuses in other ways (the
-    experts of a mixture) cannot be told from names; they are named in the log, and left to `rollout_mismatch`.
-    """
-    unknown = []
-    for name, sums in loaded.items():
-        parts = _checkpoint_names(name, packed)
-        if parts[0] not in trained and name == "lm_head.weight":
-            continue  # tied: the embedding, checked under its own name
-        if any(part not in trained for part in parts):
-            unknown.append(name)
-            continue
-        expected = [sum(trained[part][k] for part in parts) for k in (0, 1)]
-        # Sums of equal numbers in another order differ by rounding alone.
-        if any(abs(a - b) > 1e-9 * max(1.0, expected[1]) for a, b in zip(sums, expected, strict=True)):
-            raise RunError(
-                f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {tuple(sums)} instead of "
-                f"{tuple(expected)}): rollouts would come from another model"
-            )
-    if len(unknown) == len(loaded):
-        raise RunError(f"no weight of the engine has the name of one of the policy's ({unknown[0]}, ...)")
-    if unknown:
-        logger.warning("%d of %d engine weights cannot be checked: %s", len(unknown), len(loaded), ", ".join(unknown))
-
-
-def _checkpoint_names(name: str, packed: dict[str, list[str]]) -> list[str]:
-    """The checkpoint's names behind a vLLM parameter: fused modules hold several."""
-    for fused, parts in packed.items():
-        if f".{fused}." in name:
-            return [name.replace(f".{fused}.", f".{part}.") for part in parts]
-    return [name]

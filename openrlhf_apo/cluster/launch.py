@@ -96,6 +96,8 @@ def _engine_plan(plan: RunPlan, args: SimpleNamespace) -> EnginePlan:
         gpu_memory_utilization=args.vllm.gpu_memory_utilization,
         trust_remote_code=args.actor.trust_remote_code,
         timeout=plan.timeout,
+        colocated=args.train.colocate_all,
+        buckets=args.apo.sync == "buckets" if args.apo.sync else not cpu.has_cuda(),
     )
 
 
@@ -164,10 +166,9 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
 
     engines = []
     if plan.saved_rollouts is None:
-        colocated = args.train.colocate_all
         gpus = args.vllm.num_engines * args.vllm.tensor_parallel_size
-        engine_pg = policy_pg if colocated else _bundles(gpus, plan.timeout)
-        engines = create_engines(_engine_plan(plan, args), engine_pg, shared=colocated)
+        engine_pg = policy_pg if args.train.colocate_all else _bundles(gpus, plan.timeout)
+        engines = create_engines(_engine_plan(plan, args), engine_pg)
     actor = ray.remote(num_gpus=1)(PolicyActor)
     fraction = 0.2 if shares else 1
     policy = RayActorGroup(args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates)
@@ -188,9 +189,8 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
         get_all([engine.ready.remote() for engine in engines], timeout, "the start of the vLLM engine")
         if args.vllm.enable_sleep:  # leave the GPU to the policy while it loads
             get_all([engine.sleep.remote() for engine in engines], timeout, "the engine's sleep")
-    waits = policy.async_init_model_from_pretrained(
-        strategy, model, max_steps, engines if engines and cpu.has_cuda() else None
-    )
+    joined = engines if engines and not _engine_plan(plan, args).buckets else None
+    waits = policy.async_init_model_from_pretrained(strategy, model, max_steps, joined)
     if reference:
         waits += reference.async_init_model_from_pretrained(strategy, model)
     waits += [engine.ready.remote() for engine in engines]

@@ -1,6 +1,7 @@
 """The policy as a group of Ray actors: OpenRLHF's PolicyModelActor with a Learner inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from deepspeed.module_inject.layers import GatherReplacedLayerParams
 from deepspeed.runtime.zero import GatheredParameters
@@ -9,7 +10,9 @@ from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.launcher import ReferenceModelActor as UpstreamReference
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy
 from torch import Tensor
+from torch.nn import Parameter
 
+from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
@@ -61,26 +64,48 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
             client_states = client_states | {"anchor": self.anchor.state_dict()}
         super().save_checkpoint(tag, client_states, metric_value, metric_key)
 
-    def export_weights(self) -> dict[str, Tensor] | None:
-        """All weights by name on rank 0, None elsewhere."""
-        return self._gathered(lambda weight: weight.detach().cpu().clone())
+    def connect_engines(self, sender: type, *arguments) -> None:
+        """sender: one of cluster.weight_sync's."""
+        wanted = sender.every_rank or self.strategy.is_rank_0()
+        self.sender = sender(*arguments) if wanted else None
+
+    def send_weights(self) -> None:
+        """All weights to the engines, one bucket after the other."""
+        for weights in self._buckets():
+            if self.sender is not None:
+                self.sender.send(*pack(weights, self.sender.device))
 
     def weight_sums(self) -> dict[str, tuple[float, float]] | None:
         """{name: (Σ w, Σ w²)} in float64 on rank 0, None elsewhere."""
-        return self._gathered(lambda w: (w.double().sum().item(), w.double().square().sum().item()))
+        sums = {}
+        for weights in self._buckets():
+            if self.strategy.is_rank_0():
+                sums |= {name: (w.double().sum().item(), w.double().square().sum().item()) for name, w in weights}
+        return sums or None
 
-    def _gathered(self, look: Callable[[Tensor], object]) -> dict | None:
-        """{name: look(whole weight)} on rank 0, one weight gathered at a time."""
-        module, found = self.actor.model.module, {}
-        for name, parameter in module.named_parameters():
-            if self.strategy.ds_tensor_parallel_size > 1:
-                gathered = GatherReplacedLayerParams([parameter], module, enabled=True)
-            else:
-                gathered = GatheredParameters([parameter], enabled=self.strategy.stage == 3)
-            with gathered:
-                if self.strategy.is_rank_0():
-                    found[name] = look(parameter.detach())
-        return found or None
+    def _buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """(name, whole weight) of consecutive weights, gathered while the caller looks at them. All ranks together."""
+        weights = list(self.actor.model.module.named_parameters())
+        shards = self.strategy.ds_tensor_parallel_size
+        numels = [(w.ds_numel if self.strategy.stage == 3 else w.numel()) * shards for _, w in weights]
+        sizes = [numel * w.itemsize for numel, (_, w) in zip(numels, weights, strict=True)]
+        for run in bounded_runs(sizes, bucket_bytes()):
+            bucket = weights[run.start : run.stop]
+            with self._gathered([weight for _, weight in bucket]):
+                yield [(name, weight.detach()) for name, weight in bucket]
+
+    @contextmanager
+    def _gathered(self, weights: list[Parameter]) -> Iterator[None]:
+        # One by one: of several, DeepSpeed waits for the last alone (partition_parameters.py:2082), which gloo may
+        # finish first; and tensor parallelism gathers weights of one layer at a time.
+        with ExitStack() as stack:
+            for weight in weights:
+                if self.strategy.ds_tensor_parallel_size > 1:
+                    gathered = GatherReplacedLayerParams([weight], self.actor.model.module, enabled=True)
+                else:
+                    gathered = GatheredParameters([weight], enabled=self.strategy.stage == 3)
+                stack.enter_context(gathered)
+            yield
 
 
 class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):

@@ -28,6 +28,8 @@ def _check_flash_attention(args: SimpleNamespace) -> None:
 def _check_cpu(args: SimpleNamespace) -> None:
     if "flash" in args.ds.attn_implementation:
         raise OptionError(f"--ds.attn_implementation {args.ds.attn_implementation} needs a GPU: use sdpa")
+    if args.apo.sync == "openrlhf":
+        raise OptionError("--apo.sync openrlhf needs a GPU: drop it")
     if args.ds.param_dtype == "fp16":
         raise OptionError("--ds.param_dtype fp16 needs a GPU: use fp32 or bf16")
 

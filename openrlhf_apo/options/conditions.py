@@ -67,7 +67,7 @@ CONDITIONS = [
     Condition(
         "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
         "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
-        "reward.remote_url reward.timeout reward.max_failures apo.check_weights",
+        "reward.remote_url reward.timeout reward.max_failures apo.check_weights apo.sync",
         "with --apo.load_rollouts, which neither samples nor scores",
         lambda v: bool(v["apo.load_rollouts"]),
     ),
@@ -155,6 +155,11 @@ CONDITIONS = [
         "vllm.sync_with_ray",
         "with --train.colocate_all, where weights travel by CUDA IPC",
         lambda v: v["train.colocate_all"],
+    ),
+    Condition(
+        "vllm.sync_backend vllm.sync_with_ray",
+        "with --apo.sync buckets, which are this project's",
+        lambda v: v["apo.sync"] == "buckets",
     ),
     # Data.
     Condition("data.input_template", "with --data.apply_chat_template", lambda v: v["data.apply_chat_template"]),

@@ -70,6 +70,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare engine and policy after every weight sync, not only after the first",
     )
+    add(
+        "--apo.sync",
+        choices=["openrlhf", "buckets"],
+        help="how weights get to the engines: tensor by tensor, or many at once (default openrlhf, buckets on a CPU)",
+    )
     add("--apo.timeout", type=float, default=3600.0, help="seconds any one wait may take (default 3600)")
     add("--actor.trust_remote_code", action="store_true", help="run the code that comes with a model")
     add("--reward", dest="reward.name", choices=["math_verify"], help="a reward by its short name")

@@ -20,6 +20,7 @@ ONLY_RAY = (
     "ckpt.save_hf",
     "ckpt.disable_ds",
     "apo.check_weights",
+    "apo.sync",
     "apo.timeout",
     "logger.actor_logs",
 )
