@@ -26,6 +26,7 @@ UPSTREAM = [
     ("deepspeed", "comm/torch.py", "self.shm_comm_op = build_shm_op()"),
     ("deepspeed", "runtime/engine.py", "torch_adam = optimizer_parameters.pop(TORCH_ADAM_PARAM, False)"),
     ("deepspeed", "runtime/engine.py", "def managed_gradient_accumulation(self):"),
+    ("accelerate", "utils/other.py", "        from deepspeed import DeepSpeedEngine"),
     ("vllm", "model_executor/layers/linear.py", "dispatch_cpu_unquantized_gemm(layer, remove_weight=True)"),
 ]  # fmt: skip
 
