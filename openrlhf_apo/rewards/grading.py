@@ -43,6 +43,7 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)  # many answers of a group are the same
 def _equal(answer: str, gold: str) -> bool:
     return verify(_parse_gold(gold), parse(answer, parsing_timeout=None), timeout_seconds=None, raise_on_error=True)
 
