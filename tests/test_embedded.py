@@ -10,7 +10,9 @@ import torch
 from real_runs import without_clock
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicLayer
 
+from openrlhf_apo.embedded.cache import RoomyLayer
 from openrlhf_apo.embedded.engine import EmbeddedEngine, choose
 from openrlhf_apo.embedded.launch import train
 from openrlhf_apo.errors import RunError
@@ -68,6 +70,29 @@ def test_an_answer_does_not_depend_on_which_others_share_its_batch(engine):
         assert [s.response_ids for s in other] == [s.response_ids for s in together]
     another = engine.generate(prompts(), changed(SAMPLING, seed=4))
     assert [s.response_ids for s in another] != [s.response_ids for s in together]
+
+
+def test_a_layer_with_room_holds_what_one_that_grows_holds():
+    roomy, growing = RoomyLayer(room=6), DynamicLayer()
+    generator = torch.Generator().manual_seed(0)
+
+    def add(rows: int, tokens: int) -> None:
+        new = torch.randn(2, rows, 3, tokens, 4, generator=generator)
+        for mine, wanted in zip(roomy.update(*new), growing.update(*new), strict=True):
+            assert torch.equal(mine, wanted)
+
+    add(2, 5)
+    for layer in (roomy, growing):
+        layer.batch_repeat_interleave(2)
+    add(4, 1)
+    room = roomy.buffers
+    add(4, 2)
+    assert roomy.buffers is room  # nothing was copied
+    for layer in (roomy, growing):
+        layer.batch_select_indices(torch.tensor([0, 3]))
+    add(2, 1)
+    add(2, 2)
+    assert roomy.get_seq_length() == growing.get_seq_length() == 11
 
 
 def test_greedy_answers_are_the_likeliest_tokens(engine):

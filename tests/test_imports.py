@@ -145,6 +145,21 @@ def test_python_agrees(libraries):
     assert {module.partition(".")[0] for module in result.stdout.split()} & libraries == set()
 
 
+def test_an_embedded_run_needs_no_more_than_it_uses(flags, tmp_path):
+    """From prompts in a plain file to the saved model."""
+    math = [flag.replace("--reward.remote_url", "--reward") for flag in flags]
+    math[math.index("--reward") + 1] = "math_verify"
+    out = [*("--ckpt.output_dir", str(tmp_path), "--ckpt.path", str(tmp_path / "ckpt")), "--data.max_samples", "8"]
+    unwanted = {*RUNTIMES, "datasets", "pandas", "pyarrow", "math_verify"}
+    code = (
+        "import sys\nfrom openrlhf_apo.cli.train_apo_ray import main\n"
+        f"assert main({[*math, *out]}) == 0\nassert not {unwanted} & set(sys.modules), {unwanted} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, (tmp_path / "run.log").read_text()[-2000:]
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def patches_in(tree: ast.Module) -> list[str]:
     """Statements that write into a module of another package, or into sys.modules."""
     foreign = {"sys.modules"}  # names of modules that are not ours, nor Python's

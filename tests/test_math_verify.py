@@ -270,5 +270,6 @@ def test_openrlhf_loads_the_file_by_path_and_calls_it_in_threads():
 
 
 def test_workers_are_light():
-    code = f"import sys, {reward.__name__}; sys.exit(bool({{'torch', 'ray', 'openrlhf'}} & set(sys.modules)))"
+    modules = f"{reward.__name__}, {reward.GRADER.partition(':')[0]}"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'ray', 'openrlhf'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -27,6 +27,7 @@ UPSTREAM = [
     ("deepspeed", "runtime/engine.py", "torch_adam = optimizer_parameters.pop(TORCH_ADAM_PARAM, False)"),
     ("deepspeed", "runtime/zero/partition_parameters.py", "launch_handles[-1].wait()"),
     ("deepspeed", "runtime/engine.py", "def managed_gradient_accumulation(self):"),
+    ("accelerate", "utils/other.py", "        from deepspeed import DeepSpeedEngine"),
     ("vllm", "model_executor/layers/linear.py", "dispatch_cpu_unquantized_gemm(layer, remove_weight=True)"),
 ]  # fmt: skip
 

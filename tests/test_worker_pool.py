@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from openrlhf_apo.rewards.math_verify import score_many
@@ -58,6 +59,15 @@ def test_outcomes_and_their_counts(pool):
 def test_a_worker_serves_many_calls_and_starts_when_first_needed():
     with WorkerPool("builtins:eval", workers=8) as pool:
         assert len({pool.call(PID, timeout=10).value for _ in range(5)}) == 1
+
+
+def test_workers_can_start_before_the_first_call():
+    with WorkerPool("builtins:eval", workers=2) as pool:
+        pool.start()
+        started = {child.pid for child in psutil.Process().children()}
+        pool.start()
+        assert {child.pid for child in psutil.Process().children()} == started
+        assert {pool.call(PID, timeout=10).value for _ in range(5)} <= started
 
 
 @pytest.mark.parametrize("hang", [SLEEP, HANG])

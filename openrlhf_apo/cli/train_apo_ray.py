@@ -13,12 +13,15 @@ import re
 import sys
 import traceback
 from types import SimpleNamespace
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from openrlhf_apo.cli.console import divert_output, log_to
+from openrlhf_apo.cli.imports import quick_imports
 from openrlhf_apo.errors import DataError, OptionError, RunError
-from openrlhf_apo.options import resolve, run_plan, start_up_warnings
-from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.rewards.math_verify import start_workers
+
+if TYPE_CHECKING:
+    from openrlhf_apo.trainer.plan import RunPlan
 
 LOG = "run.log"  # in --ckpt.output_dir
 logger = logging.getLogger("openrlhf_apo")
@@ -26,6 +29,8 @@ logger = logging.getLogger("openrlhf_apo")
 
 def main(argv: list[str] | None = None) -> int:
     log_to(None)
+    with quick_imports():
+        from openrlhf_apo.options import resolve, run_plan, start_up_warnings  # imports torch, 1.5 s
     try:
         args = resolve(sys.argv[1:] if argv is None else argv)
         plan = run_plan(args)
@@ -46,11 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> tuple[int, str | None]:
+def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO) -> tuple[int, str | None]:
     """-> the exit code, and the one line that says why it is not 0."""
     try:
         if args.runtime == "embedded":
-            from openrlhf_apo.embedded.launch import train
+            if plan.reward.urls is None and not plan.saved_rollouts:
+                start_workers()  # of math_verify; they import while this process does
+            with quick_imports():
+                from openrlhf_apo.embedded.launch import train  # imports transformers, 2.5 s
         else:
             from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
         train(plan, args, console)

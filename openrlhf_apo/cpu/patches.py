@@ -8,6 +8,8 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -98,3 +100,18 @@ def keep_vllm_weights_unpacked() -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     upstream.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """accelerate/utils/other.py:310 imports deepspeed where it is installed, 2 s and 70 MB, when transformers saves
+    a model, to see whether that is one of its engines. Within this context deepspeed is not installed.
+    """
+    imported = sys.modules.pop("deepspeed", None)
+    sys.modules["deepspeed"] = None  # Python's own way to say so
+    try:
+        yield
+    finally:
+        del sys.modules["deepspeed"]
+        if imported is not None:
+            sys.modules["deepspeed"] = imported

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from openrlhf_apo.data.files import read_jsonl, write_jsonl
-from openrlhf_apo.rewards.math_verify import last_boxed
+from openrlhf_apo.rewards.grading import last_boxed
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,14 @@
 """Prompts from a data set, through OpenRLHF's own reader and templates."""
 
+import importlib.util
+import itertools
 import logging
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
-from datasets.exceptions import DatasetsError
-from openrlhf.datasets import PromptDataset
-from openrlhf.datasets.utils import blending_datasets
-
+from openrlhf_apo.data.plain_rows import read_plain_rows
 from openrlhf_apo.errors import DataError
 from openrlhf_apo.trainer.prompts import PromptRow
 
@@ -42,21 +43,15 @@ def load_prompts(
         is_rank_0=lambda: False,
         print=logger.debug,
     )
-    try:
-        table = blending_datasets(names, probabilities, reader, seed, max_count=data.max_samples, dataset_split=split)
-    except OSError as error:
-        raise DataError(f"cannot read the data set {names!r}: {str(error).splitlines()[0]}") from None
-    except StopIteration:  # what `datasets` lets out for an empty JSON file
-        raise DataError(f"the data set {names!r} is empty") from None
-    except AssertionError as error:  # a wrong number of --data.prompt_probs
-        raise DataError(f"--data.prompt_probs {probabilities} does not fit {names!r}: {error}") from None
-    except AttributeError:  # what blending_datasets makes of a split that is not there
-        raise DataError(f"the data set {names!r} has no split {split!r}") from None
-    except (ValueError, DatasetsError) as error:
-        raise DataError(f"the data set {names!r} cannot be read: {str(error).splitlines()[0]}") from None
+    table: Any = read_plain_rows(names) if split == "train" and probabilities is None else None
+    if table is None:
+        from openrlhf_apo.data.blended_rows import read_blended_rows  # imports datasets and pandas, 1 s
+
+        table = read_blended_rows(names, probabilities, reader, seed, data.max_samples, split)
     if len(table) == 0:
         raise DataError(f"the data set {names!r} is empty")
-    if label_optional and label_key not in table.column_names:
+    names_of_columns = list(table[0])
+    if label_optional and label_key not in names_of_columns:
         label_key = None
     reader.args.data.label_key = label_key
     columns = (
@@ -65,11 +60,11 @@ def load_prompts(
         ("--guidance.solution_key", solution_key),
     )
     for flag, column in columns:
-        if column is not None and column not in table.column_names:
-            raise DataError(f"{names!r} has no column {column!r} ({flag}); it has {', '.join(table.column_names)}")
-    table = table.select(range(min(data.max_samples, len(table))))
-    solutions = [text or "" for text in table[solution_key]] if solution_key else [""] * len(table)
-    loaded = PromptDataset(table, tokenizer, reader, input_template=data.input_template)
+        if column is not None and column not in names_of_columns:
+            raise DataError(f"{names!r} has no column {column!r} ({flag}); it has {', '.join(names_of_columns)}")
+    table = list(itertools.islice(table, data.max_samples))
+    solutions = [row[solution_key] or "" if solution_key else "" for row in table]
+    loaded = _prompt_dataset()(table, tokenizer, reader, input_template=data.input_template)
     rows = []
     for number, (text, label, datasource, solution) in enumerate(
         zip(loaded.prompts, loaded.labels, loaded.datasources, solutions, strict=True), start=1
@@ -84,3 +79,13 @@ def load_prompts(
             raise DataError(f"row {number} of {names!r}: {wrong}")
         rows.append(PromptRow(text, label, datasource, solution))
     return rows
+
+
+def _prompt_dataset() -> type:
+    """OpenRLHF's PromptDataset, out of its file alone: its package imports `datasets`."""
+    (folder,) = importlib.util.find_spec("openrlhf").submodule_search_locations
+    path = os.path.join(folder, "datasets", "prompts_dataset.py")
+    spec = importlib.util.spec_from_file_location("openrlhf.datasets.prompts_dataset", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PromptDataset

@@ -9,8 +9,8 @@ it is does not depend on which other answers share its batch, apart from the rou
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from openrlhf_apo.embedded.cache import roomy_cache
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
@@ -78,7 +78,7 @@ class Answers:
     def sample(self) -> list[list[Completion]]:
         """`samples_per_prompt` completions of each prompt."""
         device, count = self.model.device, self.settings.samples_per_prompt
-        cache = DynamicCache(config=self.model.config)
+        cache = roomy_cache(self.model, self.steps)
         mask = self.mask.to(device)
         logits = self.model(
             self.padded.to(device),

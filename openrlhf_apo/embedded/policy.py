@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from openrlhf_apo.cpu.patches import without_deepspeed
 from openrlhf_apo.embedded.backend import TorchBackend
 from openrlhf_apo.embedded.checkpoints import CheckpointFolder
 from openrlhf_apo.ranks.learner import Learner
@@ -46,5 +47,6 @@ class EmbeddedPolicy(ShardedPolicy):
 
     def save_model(self) -> None:
         os.makedirs(self.output, exist_ok=True)
-        self.backend.model.save_pretrained(self.output)
+        with without_deepspeed():
+            self.backend.model.save_pretrained(self.output)
         self.tokenizer.save_pretrained(self.output)

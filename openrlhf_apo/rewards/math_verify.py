@@ -1,8 +1,8 @@
 r"""The reward for mathematics: 1.0 where a completion's final answer equals the gold answer, else 0.0.
 
 Mathematics is compared by the math-verify library (https://github.com/huggingface/Math-Verify), boxed words by
-`text_answers.py`, both in worker processes that are killed when an answer takes too long (`pool.py`). There are two
-readings of "the final answer":
+`text_answers.py`, both (`grading.py`) in worker processes that are killed when an answer takes too long (`pool.py`).
+There are two readings of "the final answer":
 
 - "strict": the content of the last `\boxed{...}`, nothing else. The one to train with: a policy gains nothing by
   scattering numbers over its text.
@@ -19,22 +19,15 @@ OpenRLHF can load this file by path too: `--reward.remote_url openrlhf_apo/rewar
 """
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
-from math_verify import parse, verify
-
 from openrlhf_apo.rewards.pool import shared_counts, shared_pool
-from openrlhf_apo.rewards.text_answers import equal_as_text
 
 logger = logging.getLogger(__name__)
-# It warns that its own time limit, a signal.alarm, is off: the pool's limit is the one that holds.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-GRADER = "openrlhf_apo.rewards.math_verify:grade"  # by name: no worker could import a module that was loaded by path
+GRADER = "openrlhf_apo.rewards.grading:grade"
 WORKERS = 2
 MAX_CHARS = 20_000  # only this much of a completion's end is read: final answers are at the end
 PROMPT_TAIL = 32  # characters: "<|im_end|>\n<|im_start|>assistant\n" and the like
@@ -48,9 +41,6 @@ class Grade(NamedTuple):
     outcome: str
 
 
-# ---- in the trainer or the engine ----
-
-
 def reward_func(queries, prompts, labels, mode="strict", timeout=5.0, **kwargs) -> dict:
     """OpenRLHF 0.11.2's reward file convention (`openrlhf/utils/agent.py`), called from any thread.
 
@@ -58,7 +48,7 @@ def reward_func(queries, prompts, labels, mode="strict", timeout=5.0, **kwargs) 
     mode, timeout: as in `grade_many`, whose errors it raises, and ValueError for a query without its prompt's end.
     Returns "rewards" and "scores", both [N], 1.0 or 0.0, and "extra_logs" with three [N] indicators of failed grading.
     """
-    import torch  # here, because every worker imports this module and none needs torch
+    import torch  # here, because nothing else needs it
 
     completions = [_completion(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     golds = [str(label) if isinstance(label, int | float) else label for label in labels]
@@ -120,6 +110,11 @@ def grade_many(
     return grades
 
 
+def start_workers(workers: int = WORKERS) -> None:
+    """Let the workers start before there are answers, without waiting for them."""
+    shared_pool(GRADER, workers).start()
+
+
 def counts() -> Counter[str]:
     """How many answers this process has graded so far, by outcome."""
     return shared_counts(GRADER)
@@ -136,56 +131,3 @@ def _completion(query: str, prompt: str) -> str:
     if not found:
         raise ValueError(f"cannot tell the response from its prompt: {query[:80]!r}... does not contain {tail!r}")
     return response
-
-
-# ---- in a worker ----
-
-
-def grade(completion: str, gold: str, mode: str) -> float:
-    """1.0 or 0.0. May take for ever, all memory or the process: call it through the pool."""
-    boxed = last_boxed(completion)
-    if boxed is not None:
-        equal = equal_as_text(boxed, gold)
-        if equal is not None:
-            return float(equal)
-        answer = _box(boxed)
-    elif mode == "lenient":
-        answer = completion.rpartition("####")[2]
-    else:
-        return 0.0
-    # Either side may leave a percent sign out. math-verify itself agrees where the numbers are integers.
-    return float(_equal(answer, gold) or ("%" in answer + gold and _equal(_no_percent(answer), _no_percent(gold))))
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}`, braces balanced; None where there is none or it is not closed."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    start += len(r"\boxed{")
-    depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # "\{" and "\}" are text, not braces
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[start : start + brace.start()]
-    return None
-
-
-def _equal(answer: str, gold: str) -> bool:
-    return verify(_parse_gold(gold), parse(answer, parsing_timeout=None), timeout_seconds=None, raise_on_error=True)
-
-
-@lru_cache(maxsize=1024)
-def _parse_gold(gold: str) -> list:
-    parsed = parse(_box(gold), parsing_timeout=None)  # cached, because the completions of a prompt share it
-    if not parsed:
-        raise ValueError(f"no answer in gold {gold!r}")  # or every completion would quietly be wrong
-    return parsed
-
-
-def _box(answer: str) -> str:
-    return rf"\boxed{{{answer.rstrip(' .')}}}"
-
-
-def _no_percent(text: str) -> str:
-    return re.sub(r"\\?%", "", text)

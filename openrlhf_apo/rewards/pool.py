@@ -44,8 +44,8 @@ class WorkerPool:
         travel as JSON, so nothing that a worker says is ever unpickled.
     memory_gb: address space of a worker (RLIMIT_AS), GiB. A call that needs more ends its worker ("crash").
 
-    Workers start when first needed and end with the pool, or with the process that owns it, however that dies.
-    `counts` holds how many calls had each outcome.
+    Workers start when first needed, or at `start`, and end with the pool, or with the process that owns it, however
+    that dies. `counts` holds how many calls had each outcome.
     """
 
     def __init__(self, function: str, workers: int = 2, memory_gb: float = 2.0):
@@ -61,6 +61,12 @@ class WorkerPool:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(workers):
             self._idle.put(None)
+
+    def start(self) -> None:
+        """Start every worker that is not running, without waiting until it has imported the function."""
+        idle = [self._idle.get() for _ in range(self.workers)]
+        for worker in idle:
+            self._idle.put(worker or _Worker(self.function, self.memory_bytes))
 
     def call(self, *args, timeout: float) -> Result:
         """`function(*args)` in an idle worker, for at most `timeout` seconds.

@@ -1,0 +1,28 @@
+"""The rows of any data sets, through OpenRLHF's own reader."""
+
+from types import SimpleNamespace
+
+from datasets import Dataset
+from datasets.exceptions import DatasetsError
+from openrlhf.datasets.utils import blending_datasets
+
+from openrlhf_apo.errors import DataError
+
+
+def read_blended_rows(
+    names: str, probabilities: str | None, reader: SimpleNamespace, seed: int, count: int, split: str
+) -> Dataset:
+    """At most `count` rows of each of the data sets, comma-separated `names`. reader: what OpenRLHF takes for a
+    strategy. Raises DataError, naming the fix."""
+    try:
+        return blending_datasets(names, probabilities, reader, seed, max_count=count, dataset_split=split)
+    except OSError as error:
+        raise DataError(f"cannot read the data set {names!r}: {str(error).splitlines()[0]}") from None
+    except StopIteration:  # what `datasets` lets out for an empty JSON file
+        raise DataError(f"the data set {names!r} is empty") from None
+    except AssertionError as error:  # a wrong number of --data.prompt_probs
+        raise DataError(f"--data.prompt_probs {probabilities} does not fit {names!r}: {error}") from None
+    except AttributeError:  # what blending_datasets makes of a split that is not there
+        raise DataError(f"the data set {names!r} has no split {split!r}") from None
+    except (ValueError, DatasetsError) as error:
+        raise DataError(f"the data set {names!r} cannot be read: {str(error).splitlines()[0]}") from None
