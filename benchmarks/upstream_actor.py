@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def upstream_log_probs(
     model: nn.Module, sequences: Tensor, attention_mask: Tensor, action_mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """log-probs [B, T-1] of the next tokens, 0 where action_mask[B, T-1] is 0: openrlhf/models/actor.py, lines 221-300,
+    """Log-probs [B, T-1] of the next tokens, 0 where action_mask[B, T-1] is 0: openrlhf/models/actor.py, 221-300,
     without packing, images and ring attention."""
     labels = torch.roll(sequences, shifts=-1, dims=1)  # line 243
     positions = attention_mask.long().cumsum(-1) - 1  # lines 262 and 263
