@@ -252,7 +252,6 @@ assert not {{"openrlhf", "ray", "deepspeed", "vllm"}} & sys.modules.keys()
 
 
 def test_the_gpu_step_runs_without_openrlhf(tmp_path):
-    pytest.importorskip("openrlhf_apo.ranks.log_probs")
     sizes = ["--samples", "2", "--prompt_tokens", "3", "--response_tokens", "5", "--repeats", "1", "--runs", "1"]
     argv = [str(BENCHMARKS / "gpu_policy_step.py"), "--cpu", *sizes, "--json", str(tmp_path / "step.json")]
     code = IMPORTS.format(argv=argv, folder=str(BENCHMARKS))
@@ -267,8 +266,6 @@ def test_the_gpu_step_runs_without_openrlhf(tmp_path):
 
 @pytest.mark.parametrize("who", ["openrlhf", "apo"])
 def test_a_passes_memory_is_that_of_a_fresh_process(load, who):
-    if who == "apo":
-        pytest.importorskip("openrlhf_apo.ranks.log_probs")
     found = load("policy_memory").measure(who, 4, 512, 8)
     assert found["peak_gb"] >= 0 and found["seconds"] > 0
 

@@ -155,7 +155,7 @@ def test_equal_seeds_give_equal_runs(flags, tmp_path, loss):
 RESUMABLE = ["--apo.anchor", "lagged", "--apo.anchor_interval", "2", "--ckpt.save_steps", "1", "--adrpo.enable"]
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monkeypatch, caplog):
     from openrlhf_apo.trainer import loop
 
     more = [*RESUMABLE, "--eval.dataset", sums, "--eval.steps", "2", "--eval.n_samples_per_prompt", "2"]
@@ -175,6 +175,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monke
     assert without_clock(resumed) == without_clock(straight)
     a, b = weights(tmp_path / "straight"), weights(tmp_path / "resumed")
     assert all(torch.equal(a[name], b[name]) for name in a)
+    before = (tmp_path / "resumed" / "metrics.jsonl").read_text()
+    caplog.set_level("INFO")
+    run(flags, tmp_path / "resumed", *more, "--ckpt.load_enable")
+    assert "nothing left to train" in caplog.text
+    assert (tmp_path / "resumed" / "metrics.jsonl").read_text() == before
 
 
 def test_resuming_with_what_the_checkpoint_does_not_know_is_one_line(flags, tmp_path):

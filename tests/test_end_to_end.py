@@ -85,15 +85,7 @@ def test_killed_and_resumed_run_logs_what_the_uninterrupted_one_logs(flags, sums
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
-def test_resume_at_the_end_does_nothing_and_says_so(flags, guarded):
-    before = (guarded / "metrics.jsonl").read_text()
-    result = train(flags, guarded, *RESUMABLE, "--ckpt.load_enable")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "nothing left to train" in result.stderr
-    assert (guarded / "metrics.jsonl").read_text() == before
-
-
-def test_two_ranks_and_the_embedded_runtime_train_the_weights_of_one(training_flags, guarded, tmp_path):
+def test_two_ranks_on_ray_train_the_weights_of_one_embedded(training_flags, guarded, tmp_path):
     common = [
         *training_flags,
         "--apo.load_rollouts",
@@ -103,23 +95,18 @@ def test_two_ranks_and_the_embedded_runtime_train_the_weights_of_one(training_fl
         "--actor.adam.eps",
         "1e-2",
     ]
-    one = succeed(common, tmp_path / "one", "--ds.zero_stage", "0", "--train.micro_batch_size", "32")
     ranks = ["--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3", "--train.micro_batch_size", "3"]
     two = succeed(common, tmp_path / "two", *ranks)
+    one = succeed(common, tmp_path / "one", "--train.micro_batch_size", "32", runtime="embedded")
+    assert weight_error(tmp_path / "one", tmp_path / "two") <= 1e-5
     for a, b in zip(one, two, strict=True):
         assert a["inner/alpha"] == pytest.approx(b["inner/alpha"], abs=1e-6)
         assert a["ess_outcome"] == b["ess_outcome"]
-    assert weight_error(tmp_path / "one", tmp_path / "two") <= 1e-5
-    alone = succeed(common, tmp_path / "alone", "--train.micro_batch_size", "32", runtime="embedded")
-    assert weight_error(tmp_path / "one", tmp_path / "alone") <= 1e-5
-    for a, b in zip(one, alone, strict=True):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4) and a["lr"] == b["lr"]
 
 
-def test_ess_from_the_engine_on_two_ranks(flags, tmp_path):
-    rows = succeed(
-        flags, tmp_path, "--alpha_mode", "ess", "--actor.num_gpus_per_node", "2", "--data.max_samples", "16"
-    )
+def test_ess_from_the_engine(flags, tmp_path):
+    rows = succeed(flags, tmp_path, "--alpha_mode", "ess", "--data.max_samples", "16", runtime="embedded")
     assert {row["ess_outcome"] for row in rows} <= {"root", "clamped_hi", "clamped_lo", "skipped"}
     assert all("confidence" not in row for row in rows)
 

@@ -42,7 +42,7 @@ def test_our_grpo_step_is_openrlhfs(training_flags, rollouts, tmp_path):
     """One optimizer step per rollout, where OpenRLHF's shuffling of single samples cannot matter."""
     common = ["--apo.load_rollouts", rollouts, "--train.batch_size", "64", "--actor.adam.eps", "1e-2"]
     common += ["--algo.kl.init_coef", "0"]
-    ours = succeed(training_flags, tmp_path / "ours", *common, "--loss", "grpo", "--train.micro_batch_size", "16")
+    ours = embedded(training_flags, tmp_path / "ours", *common, "--loss", "grpo", "--train.micro_batch_size", "16")
     theirs = ["--loss", "openrlhf", "--actor.loss_agg_mode", "seq-mean-token-mean"]
     theirs = succeed(training_flags, tmp_path / "theirs", *common, *theirs)
     assert [row["grad_norm"] for row in ours] == pytest.approx([row["grad_norm"] for row in theirs], rel=1e-4)
@@ -102,10 +102,10 @@ class Toy(TokenLoss):
 def test_a_token_loss_of_your_own_travels_to_the_ranks(training_flags, rollouts, tmp_path):
     """GRPO, written out in a file that no actor can import, on two ranks."""
     (tmp_path / "mine.py").write_text(OWN_TOKEN_LOSS)
-    common = ["--apo.load_rollouts", rollouts, "--actor.num_gpus_per_node", "2"]
-    mine = ["--loss_path", str(tmp_path / "mine.py"), "--toy.strength", "0.5"]
-    own = succeed(training_flags, tmp_path / "own", *mine, *common)
-    grpo = succeed(training_flags, tmp_path / "grpo", "--loss", "grpo", "--algo.kl.init_coef", "0", *common)
+    load = ["--apo.load_rollouts", rollouts]
+    mine = ["--loss_path", str(tmp_path / "mine.py"), "--toy.strength", "0.5", "--actor.num_gpus_per_node", "2"]
+    own = succeed(training_flags, tmp_path / "own", *mine, *load)
+    grpo = embedded(training_flags, tmp_path / "grpo", "--loss", "grpo", "--algo.kl.init_coef", "0", *load)
     assert own[0]["inner/grad_norm"][0] == pytest.approx(0.5 * grpo[0]["inner/grad_norm"][0], rel=1e-5)
     assert all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 0.5 for row in own)
     assert own[0]["inner/log_ratio_std"][0] == 0 < own[0]["inner/log_ratio_std"][1]
