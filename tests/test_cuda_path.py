@@ -136,31 +136,35 @@ def test_the_way_of_the_buckets_follows_the_device_and_the_placement(device, col
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_without_an_address_ray_is_local_and_on_loopback(device, monkeypatch):
-    from openrlhf_apo.cluster import launch
+    from openrlhf_apo.cluster import start
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    environment = {"PATH": os.environ["PATH"]}  # inherited by all of Ray's processes
+    monkeypatch.setattr(os, "environ", environment)
     cpu.decide(device)
     seen = {}
-    monkeypatch.setattr(launch.ray, "init", lambda **settings: seen.update(settings))
-    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"GPU": 2})
-    launch.start_ray(settings())
+    monkeypatch.setattr(start.ray, "init", lambda **settings: seen.update(settings))
+    monkeypatch.setattr(start.ray, "cluster_resources", lambda: {"GPU": 2})
+    start.start_ray(settings())
     assert seen["address"] == "local" and seen["_node_ip_address"] == "127.0.0.1"
-    environment = seen["runtime_env"]["env_vars"]
     assert environment[cpu.DEVICE] == device
     assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in environment) == (device == "cuda")
     assert ("num_gpus" in seen) == (device == "cpu")  # with CUDA, Ray counts the real ones
+    if device == "cpu":  # a worker for each actor, kept until the actor comes, with imports that need no DeepSpeed
+        assert seen["num_cpus"] == seen["_system_config"]["num_workers_soft_limit"] == 2
+        assert seen["_system_config"]["preload_python_modules"] == ["openrlhf_apo.cluster.engine"]
 
 
 def test_a_driver_without_a_gpu_does_not_plan_a_cpu_run_for_a_cluster_of_gpus(monkeypatch):
-    from openrlhf_apo.cluster import launch
+    from openrlhf_apo.cluster import start
     from openrlhf_apo.errors import RunError
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     cpu.decide("auto")
-    monkeypatch.setattr(launch.ray, "init", lambda **settings: None)
-    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"GPU": 8, "accelerator_type:H100": 1})
+    monkeypatch.setattr(start.ray, "init", lambda **settings: None)
+    monkeypatch.setattr(start.ray, "cluster_resources", lambda: {"GPU": 8, "accelerator_type:H100": 1})
     with pytest.raises(RunError, match="--apo.device cuda"):
-        launch.start_ray(settings())
+        start.start_ray(settings())
 
 
 def settings() -> SimpleNamespace:

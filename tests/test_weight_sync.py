@@ -13,15 +13,20 @@ from transformers import AutoModelForCausalLM
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.cluster.buckets import pack
-from openrlhf_apo.cluster.engine import CPU_KV_CACHE_BYTES, RolloutActor
+from openrlhf_apo.cluster.engine import CPU_KV_CACHE_BYTES, RolloutActor, cpu_kv_cache_bytes
 from openrlhf_apo.cluster.weight_check import compare_weight_sums
 
 path = sys.argv[1]
-engine = RolloutActor(None, 1, {
+settings = {
     "model": path, "worker_extension_cls": "openrlhf_apo.cluster.vllm_worker.WeightWorker",
     "distributed_executor_backend": "uni", "dtype": "float32", "max_model_len": 64, "enforce_eager": True,
     "logprobs_mode": "processed_logprobs", "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
-})
+}
+engine = RolloutActor(None, 1, dict(settings))
+# 256 sequences of a block of 128 tokens, and vLLM's own block; 2 layers, keys and values, one head of 32 floats.
+assert cpu_kv_cache_bytes(settings) == 257 * 128 * 2 * 2 * 32 * 4
+assert cpu_kv_cache_bytes(settings | {"kv_cache_memory_bytes": 10**6}) == 10**6
+assert engine.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks == 257
 model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 with torch.no_grad():
     for weight in model.parameters():

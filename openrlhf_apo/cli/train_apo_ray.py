@@ -60,7 +60,7 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO) -> tuple[int
             with quick_imports():
                 from openrlhf_apo.embedded.launch import train  # imports transformers, 2.5 s
         else:
-            from openrlhf_apo.cluster.launch import train  # imports Ray, DeepSpeed and vLLM, 10 s
+            from openrlhf_apo.cluster.start import train  # imports Ray, DeepSpeed and vLLM
         train(plan, args, console)
     except (DataError, OptionError) as error:
         return 2, str(error)

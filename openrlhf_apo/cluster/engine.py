@@ -20,7 +20,9 @@ from openrlhf_apo.trainer.samples import Prompt, Sample
 if TYPE_CHECKING:  # this module is imported by the engines' processes, which need no DeepSpeed
     from openrlhf_apo.cluster.policy import RayPolicy
 
-CPU_KV_CACHE_BYTES = 512 * 2**20  # vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
+CPU_KV_CACHE_BYTES = 512 * 2**20  # at most; vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
+# vLLM's defaults: sequences that are sampled at a time, and tokens in a block of the KV cache.
+CPU_MAX_SEQUENCES, CPU_BLOCK = 256, 128
 
 
 class RolloutActor:
@@ -44,6 +46,8 @@ class RolloutActor:
         cpu.keep_vllm_weights_loadable()
         import vllm
 
+        if not cpu.has_cuda():
+            engine_settings |= {"kv_cache_memory_bytes": cpu_kv_cache_bytes(engine_settings)}
         self.llm = vllm.LLM(**engine_settings)
 
     def ready(self) -> bool:
@@ -113,6 +117,17 @@ class RolloutActor:
             self.llm.wake_up(tags=[tag])
 
 
+def cpu_kv_cache_bytes(engine_settings: dict) -> int:
+    """Room for as many sequences as vLLM samples at a time, or what the settings say where that is less: vLLM writes
+    zeros into all of it at the start."""
+    import vllm
+
+    model = vllm.EngineArgs(**engine_settings).create_model_config()
+    values = 2 * model.get_total_num_hidden_layers() * model.get_total_num_kv_heads() * model.get_head_size()
+    blocks = 1 + CPU_MAX_SEQUENCES * -(-engine_settings["max_model_len"] // CPU_BLOCK)  # one is vLLM's own
+    return min(engine_settings["kv_cache_memory_bytes"], blocks * CPU_BLOCK * values * model.dtype.itemsize)
+
+
 @dataclass(frozen=True)
 class EnginePlan:
     """The engines of a run, and what vLLM needs to know."""
@@ -154,6 +169,7 @@ class EnginePlan:
         # CPU generator cannot be rewound.
         return settings | {
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+            "max_num_seqs": CPU_MAX_SEQUENCES,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(8192, self.max_len),
         }

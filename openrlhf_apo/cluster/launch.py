@@ -1,8 +1,6 @@
-"""Starts a run on Ray: cluster, policy, reference, engines, and the trainer in this process."""
+"""Starts a run's parts on a Ray that is up: policy, reference, engines, and the trainer in this process."""
 
 import logging
-import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
@@ -17,6 +15,7 @@ from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engines
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
+from openrlhf_apo.cluster.start import wants_reference
 from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
@@ -28,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
-    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar. Bad
-    data is refused before Ray starts."""
+    """Run `plan` to its end. Bad data is refused before any actor starts."""
     strategy = ApoStrategy(args, _rank_plan(plan))
     tokenizer = get_tokenizer(
         args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
@@ -38,30 +36,19 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     if plan.output.resume:
         _refuse_embedded_checkpoint(Path(plan.output.checkpoints) / "_actor")
-    try:
-        start_ray(args)
-        policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
-        policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)
-        engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
-        foreign_update = None
-        if plan.objective is None:
-            foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
-        trackers = make_trackers(args)
-        trainer = assemble(
-            plan,
-            inputs,
-            policy,
-            engine,
-            len(tokenizer),
-            foreign_update=foreign_update,
-            trackers=trackers,
-            console=console,
-        )
-        trainer.fit()
-        for tracker in trackers:
-            tracker.close()
-    finally:
-        ray.shutdown()
+    policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+    policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)
+    engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
+    foreign_update = None
+    if plan.objective is None:
+        foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
+    trackers = make_trackers(args)
+    trainer = assemble(
+        plan, inputs, policy, engine, len(tokenizer), foreign_update=foreign_update, trackers=trackers, console=console
+    )
+    trainer.fit()
+    for tracker in trackers:
+        tracker.close()
 
 
 def _refuse_embedded_checkpoint(folder: Path) -> None:
@@ -101,61 +88,6 @@ def _engine_plan(plan: RunPlan, args: SimpleNamespace) -> EnginePlan:
     )
 
 
-def start_ray(args: SimpleNamespace) -> None:
-    """Join the cluster of RAY_ADDRESS, or start one here, for this machine alone."""
-    needed = gpus_needed(args)
-    environment = {
-        cpu.DEVICE: os.environ[cpu.DEVICE],
-        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
-        "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
-        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
-    }
-    # ninja lies beside the interpreter, and what compiles at first use calls it by name.
-    environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    local = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        # "local", since without it ray.init joins whatever cluster a file on this machine names.
-        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    if cpu.has_cuda():
-        # torch.cuda.is_available() then asks the driver library, and initialises no CUDA before a process has chosen
-        # its device.
-        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    else:
-        threads = max(1, (os.cpu_count() or 1) // (args.actor.num_nodes * args.actor.num_gpus_per_node))
-        environment |= {name: os.environ.get(name, value) for name, value in cpu.CPU_ENVIRONMENT.items()}
-        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
-        if local:
-            # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each.
-            local |= {"num_gpus": needed, "num_cpus": max(needed + 1, os.cpu_count() or 1)}
-    ray.init(
-        runtime_env={"env_vars": environment}, log_to_driver=args.logger.actor_logs, logging_level="warning", **local
-    )
-    resources = ray.cluster_resources()
-    if not cpu.has_cuda() and any(name.startswith("accelerator_type:") for name in resources):
-        raise RunError("this machine has no GPU, the Ray cluster has: give --apo.device cuda (or cpu, if you mean it)")
-    have = int(resources.get("GPU", 0))
-    if have < needed:
-        raise RunError(
-            f"the run needs {needed} GPUs, the Ray cluster has {have}: lower --actor.num_gpus_per_node, "
-            "--vllm.num_engines or --ref.num_gpus_per_node, or share GPUs with --train.colocate_all"
-        )
-
-
-def gpus_needed(args: SimpleNamespace) -> int:
-    actors = args.actor.num_nodes * args.actor.num_gpus_per_node
-    if args.train.colocate_all:
-        return actors
-    engines = 0 if args.apo.load_rollouts else args.vllm.num_engines * args.vllm.tensor_parallel_size
-    reference = 0
-    if _wants_reference(args) and not args.train.colocate_actor_ref:
-        reference = args.ref.num_nodes * args.ref.num_gpus_per_node
-    return actors + engines + reference
-
-
-def _wants_reference(args: SimpleNamespace) -> bool:
-    return args.loss == "openrlhf" and args.algo.kl.init_coef > 0
-
-
 def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, max_steps: int):
     """Policy group, reference group or None, and engine actors; all started at once, and waited for together."""
     logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
@@ -173,7 +105,7 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
     fraction = 0.2 if shares else 1
     policy = RayActorGroup(args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates)
     reference = None
-    if _wants_reference(args):
+    if wants_reference(args):
         reference = RayActorGroup(
             args.ref.num_nodes,
             args.ref.num_gpus_per_node,
@@ -200,5 +132,9 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
 
 def _bundles(count: int, timeout: float) -> PlacementGroup:
     pg = placement_group([{"GPU": 1, "CPU": 1}] * count, strategy="PACK")
-    get_all([pg.ready()], timeout, f"Ray's placement of {count} GPUs")
+    # Not pg.ready(), a task: the worker that ran it could not become an actor with a GPU any more.
+    if not pg.wait(timeout):
+        raise RunError(
+            f"Ray has not placed {count} GPUs within {timeout:.0f} s; raise --apo.timeout if it is only slow"
+        )
     return pg

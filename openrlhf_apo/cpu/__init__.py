@@ -17,7 +17,10 @@ CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # torch.compile needs a C++ compiler and 12 s cold
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in its Ray actor: 10 s and a process less
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # one core list per process would fight with Ray's
-    "OMP_WAIT_POLICY": "PASSIVE",  # engine and policy take turns on the same cores: waiting threads must not spin
+    # Engine and policy take turns on the same cores: waiting threads must not spin. With 1 ms of it (torch's libgomp:
+    # GOMP_SPINCOUNT 100000) the tiny run's rollouts take as long on two cores, 1.8 s to update and 1.0 s to
+    # generate, medians of 2 x 6 each; beside another busy program 14 s and 9 s.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves the run beside any other busy program
 }
 

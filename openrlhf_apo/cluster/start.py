@@ -1,0 +1,88 @@
+"""Starts Ray, and beside it what takes as long: the imports of a run's driver."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from types import SimpleNamespace
+from typing import TextIO
+
+import ray
+
+from openrlhf_apo import cpu
+from openrlhf_apo.errors import RunError
+from openrlhf_apo.trainer.plan import RunPlan
+
+
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
+    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar."""
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            launch = pool.submit(import_module, "openrlhf_apo.cluster.launch")  # OpenRLHF and DeepSpeed
+            start_ray(args)
+        launch.result().train(plan, args, console)
+    finally:
+        ray.shutdown()
+
+
+def start_ray(args: SimpleNamespace) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one here, for this machine alone."""
+    needed = gpus_needed(args)
+    environment = {
+        cpu.DEVICE: os.environ[cpu.DEVICE],
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
+        "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
+        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
+    }
+    # ninja lies beside the interpreter, and what compiles at first use calls it by name.
+    environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    if cpu.has_cuda():
+        # torch.cuda.is_available() then asks the driver library, and initialises no CUDA before a process has chosen
+        # its device.
+        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    else:
+        threads = max(1, (os.cpu_count() or 1) // (args.actor.num_nodes * args.actor.num_gpus_per_node))
+        environment |= {name: os.environ.get(name, value) for name, value in cpu.CPU_ENVIRONMENT.items()}
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+    settings = {"log_to_driver": args.logger.actor_logs, "logging_level": "warning"}
+    if os.environ.get("RAY_ADDRESS"):
+        settings["runtime_env"] = {"env_vars": environment}
+    else:
+        # Inherited, so that the workers that Ray starts with itself can be the actors.
+        os.environ.update(environment)
+        # "local", since without it ray.init joins whatever cluster a file on this machine names.
+        settings |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        if not cpu.has_cuda():
+            # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each. Ray starts a worker
+            # for every CPU, which imports what all actors need while the driver is still busy; the soft limit keeps it
+            # when the placement groups have taken the CPUs.
+            settings |= {"num_gpus": needed, "num_cpus": needed}
+            settings["_system_config"] = {
+                "preload_python_modules": ["openrlhf_apo.cluster.engine"],
+                "num_workers_soft_limit": needed,
+            }
+    ray.init(**settings)
+    resources = ray.cluster_resources()
+    if not cpu.has_cuda() and any(name.startswith("accelerator_type:") for name in resources):
+        raise RunError("this machine has no GPU, the Ray cluster has: give --apo.device cuda (or cpu, if you mean it)")
+    have = int(resources.get("GPU", 0))
+    if have < needed:
+        raise RunError(
+            f"the run needs {needed} GPUs, the Ray cluster has {have}: lower --actor.num_gpus_per_node, "
+            "--vllm.num_engines or --ref.num_gpus_per_node, or share GPUs with --train.colocate_all"
+        )
+
+
+def gpus_needed(args: SimpleNamespace) -> int:
+    actors = args.actor.num_nodes * args.actor.num_gpus_per_node
+    if args.train.colocate_all:
+        return actors
+    engines = 0 if args.apo.load_rollouts else args.vllm.num_engines * args.vllm.tensor_parallel_size
+    reference = 0
+    if wants_reference(args) and not args.train.colocate_actor_ref:
+        reference = args.ref.num_nodes * args.ref.num_gpus_per_node
+    return actors + engines + reference
+
+
+def wants_reference(args: SimpleNamespace) -> bool:
+    return args.loss == "openrlhf" and args.algo.kl.init_coef > 0
