@@ -10,6 +10,14 @@ from real_runs import DIGITS_REWARD
 from openrlhf_apo import cpu
 
 
+LONG = ("test_end_to_end", "test_exactness", "test_compare.py", "test_benchmarks", "test_real_data", "test_data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONG))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Real data; see docs/real_data.md."""

@@ -159,7 +159,7 @@ class Keep:
 torch.set_num_threads(1)
 policy.bucket_bytes = lambda: 50_000
 path = sys.argv[1]
-strategy = ApoStrategy(settings({"step_size": 8}, 3, 1), RankPlan())
+strategy = ApoStrategy(settings({"step_size": 8}, 3), RankPlan())
 strategy.setup_distributed()
 model = Actor(path, attn_implementation="sdpa", param_dtype="fp32", ds_config=strategy.get_ds_train_config())
 optimizer = {"optim": "adam", "adam": ADAM | {"lr": 0.0}, "lr_scheduler": "constant", "max_norm": 0.0,

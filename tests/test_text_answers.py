@@ -2,7 +2,7 @@ r"""Answers in words: what says the same is equal however it is typeset, and not
 
 import pytest
 
-from openrlhf_apo.rewards.math_verify import grade
+from openrlhf_apo.rewards.grading import grade
 from openrlhf_apo.rewards.text_answers import equal_as_text
 
 EQUAL = [
