@@ -9,7 +9,6 @@ from real_runs import DIGITS_REWARD
 
 from openrlhf_apo import cpu
 
-
 LONG = ("test_end_to_end", "test_exactness", "test_compare.py", "test_benchmarks", "test_real_data", "test_data")
 
 
