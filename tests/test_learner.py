@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from tiny_models import tiny_qwen3
 
 from openrlhf_apo.alpha import GuardedAlpha
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
@@ -65,19 +66,7 @@ def groups() -> list[list[Sample]]:
 
 def run(loss: str, limit: MicroBatchLimit, anchor: str = "rollout", entropy: float | None = None):
     """Two steps, twice each -> (calls of each step, final weights)."""
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    model = tiny_qwen3(VOCABULARY)
     backend = Counted(model, OPTIMIZER, temperature=1.0, anchor=anchor != "rollout")
     backend.calls = []
     policy = OneRank(backend, limit, entropy is not None)
