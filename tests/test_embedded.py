@@ -128,6 +128,25 @@ def test_tokens_are_drawn_from_the_distribution_and_log_probs_are_its():
         assert torch.allclose(log_probs, p[tokens].log(), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [5, 128, 300])
+def test_a_token_of_probability_0_is_never_drawn(size):
+    logits = torch.full((4, size), -torch.inf)
+    logits[:, size // 2] = torch.tensor([0.0, 1e4, -1e4, 3.0])
+    uniforms = torch.tensor([0.0, 0.5, 1 - 2**-53, 2**-60], dtype=torch.float64)
+    tokens, log_probs = choose(logits, uniforms, SAMPLING)
+    assert tokens.tolist() == [size // 2] * 4 and log_probs.tolist() == [0.0] * 4
+
+
+def test_in_a_large_vocabulary_a_token_is_where_the_running_sum_passes():
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(500, 1000, generator=generator)
+    uniforms = torch.rand(500, generator=generator, dtype=torch.float64)
+    tokens, _ = choose(logits, uniforms, SAMPLING)
+    after = logits.double().softmax(-1).cumsum(-1).gather(-1, tokens[:, None])[:, 0]
+    before = after - logits.double().softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    assert ((before <= uniforms + 1e-6) & (uniforms <= after + 1e-6)).all()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole runs.
 

@@ -11,6 +11,7 @@ from transformers import get_scheduler
 from openrlhf_apo.ranks.backend import Weights
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
 from openrlhf_apo.ranks.micro_batch import MicroBatch
+from openrlhf_apo.ranks.shared_prompts import can_share_prompts
 
 NO_DECAY = ("bias", "layer_norm.weight", "layernorm.weight", "norm.weight", "ln_f.weight")  # as in OpenRLHF
 
@@ -47,7 +48,7 @@ class TorchBackend:
     ):
         self.temperature, self.max_norm = temperature, plan.max_norm
         self.models: dict[str, nn.Module] = {"policy": model}
-        self.blockwise = has_plain_head(model)
+        self.blockwise, self.share_prompts = has_plain_head(model), can_share_prompts(model)
         if anchor:
             self.models["anchor"] = _frozen_copy(model)
         if reference:
@@ -84,6 +85,7 @@ class TorchBackend:
             temperature=self.temperature,
             entropy=entropy,
             blockwise=self.blockwise,
+            share_prompts=self.share_prompts,
         )
 
     def backward(self, loss: Tensor) -> None:

@@ -15,6 +15,7 @@ from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
+WIDTH = 128  # of the vocabulary's blocks that a token is looked for in
 MOST_FINISHED = 0.25  # of the rows, before they are taken out: taking out copies the cache
 
 
@@ -127,20 +128,34 @@ class Answers:
 def choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     """logits[rows, V], uniforms[rows] in [0, 1) -> (token[rows], its log-prob[rows] in what it was drawn from).
 
-    The token is where the cumulative distribution passes the uniform number; at temperature 0 the likeliest one.
+    The token is where the cumulative distribution passes the uniform number, found first among blocks of the
+    vocabulary and then in one; at temperature 0 it is the likeliest.
     """
     if settings.temperature == 0:
-        log_probs = logits.log_softmax(-1)
-        token = logits.argmax(-1)
-    else:
-        log_probs = (logits / settings.temperature).log_softmax(-1)
-        if settings.top_p < 1:
-            log_probs = _nucleus(log_probs, settings.top_p)
-        cumulative = log_probs.exp().double().cumsum(-1)
-        total = cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)[:, 0]
-        token = token.clamp(max=logits.shape[-1] - 1)
-    return token, log_probs.gather(-1, token[:, None])[:, 0]
+        token = logits.argmax(-1, keepdim=True)
+        return token[:, 0], logits.log_softmax(-1).gather(-1, token)[:, 0]
+    if settings.temperature != 1:
+        logits = logits / settings.temperature
+    if settings.top_p < 1:
+        logits = _nucleus(logits.log_softmax(-1), settings.top_p)
+    largest = logits.amax(-1, keepdim=True)
+    weights = nn.functional.pad((logits - largest).exp_(), (0, -logits.shape[-1] % WIDTH)).view(len(logits), -1, WIDTH)
+    block, rest, total = _passed(weights.sum(-1, dtype=torch.float64), uniforms)
+    within = weights.gather(1, block[:, None, None].expand(-1, 1, WIDTH))[:, 0].double()
+    token = (block * WIDTH + _passed(within, rest)[0])[:, None]
+    return token[:, 0], (logits.gather(-1, token) - largest)[:, 0] - total.log().float()
+
+
+def _passed(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """weights[rows, K], share[rows] -> (where their running sum passes that share of their total, what share of that
+    weight lies below it, the total), [rows] each. A weight of 0 is never where."""
+    sums = weights.cumsum(-1)
+    total = sums[:, -1:]
+    target = torch.minimum(share[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    place = torch.searchsorted(sums, target, right=True)
+    weight = weights.gather(-1, place)
+    below = sums.gather(-1, place) - weight
+    return place[:, 0], ((target - below) / weight).clamp(0, 1)[:, 0], total[:, 0]
 
 
 def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from openrlhf_apo.ranks.shared_prompts import SharedPrompts
+
 BLOCK = {"cpu": 2**22, "cuda": 2**26}  # elements of a block of logits; 2^19 to 2^23 are equally fast on a CPU
 
 
@@ -26,16 +28,25 @@ def response_log_probs(
     entropy: bool = False,
     packed: bool = False,
     blockwise: bool = True,
+    share_prompts: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """(log π of each next token, entropy of the distribution it was drawn from or None): float32 [B, T-1], nats, 0
     where action_mask[B, T-1] is 0.
 
     sequences, attention_mask: [B, T], padded on the right. packed: the model sees the samples without their padding,
     one behind the other in one row, told apart by position_ids. blockwise: False for a model whose logits are not its
-    last hidden states times a matrix (`has_plain_head`).
+    last hidden states times a matrix (`has_plain_head`). share_prompts: each prompt goes through the model once for
+    its answers, where that spares enough (`can_share_prompts`; neither packed nor without blocks).
     """
     places = action_mask > 0  # [B, T-1]
     tokens = sequences[:, 1:][places]  # [N]
+    shared = SharedPrompts.of(sequences, places) if share_prompts and blockwise and not packed else None
+    if shared is not None:
+        output_matrix = _output_matrix(model)
+        with _computing(output_matrix, lambda states: states):
+            states = shared.states(model)
+        log_probs, *entropies = _TokenStatistics.apply(states, output_matrix.weight, tokens, temperature, entropy)
+        return _placed(log_probs, places), _placed(entropies[0], places) if entropy else None
     where = nn.functional.pad(places, (0, 1))  # [B, T], of the states from which those tokens are predicted
     if packed:
         real = attention_mask > 0
