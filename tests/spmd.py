@@ -1,8 +1,8 @@
 """Ranks without Ray: every process runs the same driver code and computes its own share, as a PolicyHandle.
 
 Run by test_exactness.py: `python tests/spmd.py JOB.json`, once per rank with RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT set. The job names model, samples, and a list of cases (ZeRO stage, micro-batch size, and what else differs
-from the job); rank 0 writes, per case, each step's gradient and the final weights.
+MASTER_PORT set. The job names model, samples, and a list of cases (ZeRO stage or "embedded", micro-batch size, and
+what else differs from the job); rank 0 writes, per case, each step's gradient and the final weights.
 """
 
 import json
@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from openrlhf_apo.alpha import GuardedAlpha
+from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo
+from openrlhf_apo.ranks import shared_prompts
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
@@ -58,14 +60,18 @@ class SpmdPolicy(ShardedPolicy):
 
     def apply(self, step, terms):
         report = super().apply(step, terms)
-        self.gradients.append(full_state(self.learner.backend.policy.model, "exp_avg"))
+        self.gradients.append(full_state(self.learner.backend, "exp_avg"))
         return report
 
 
-def full_state(engine, name: str | None) -> torch.Tensor:
+def full_state(backend: DeepSpeedBackend | TorchBackend, name: str | None) -> torch.Tensor:
     """One vector of an optimizer state (or the weights, for None) over all parameters, whatever the sharding."""
+    if isinstance(backend, TorchBackend):
+        state = backend.optimizer.state
+        return torch.cat([(state[w][name] if name else w).detach().flatten() for w in backend.model.parameters()])
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    engine = backend.policy.model
     if engine.zero_optimization_stage() in (1, 2):
         # DeepSpeed linked the parameters to their optimizer states before the first step had made those.
         engine.optimizer._hp_optimizer_states_linked = False
@@ -89,7 +95,16 @@ def settings(job: dict, zero_stage: int) -> SimpleNamespace:
     )
 
 
-def run_case(job: dict) -> dict:
+def embedded_backend(job: dict) -> TorchBackend:
+    from transformers import AutoModelForCausalLM
+
+    plan = OptimizerPlan(job["lr"], ADAM["betas"], ADAM["eps"], ADAM["weight_decay"], 0.0, "constant", 0.0, 0.0, 100)
+    anchor, reference = job["anchor"] != "rollout", job["regularizer"] is not None
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    return TorchBackend(model, plan, 1.0, anchor=anchor, reference=reference)
+
+
+def deepspeed_backend(job: dict) -> DeepSpeedBackend:
     from openrlhf.models import Actor
 
     zero_stage = job["zero_stage"]
@@ -112,11 +127,12 @@ def run_case(job: dict) -> dict:
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
     if job["regularizer"]:
         reference = strategy.prepare(load(strategy.get_ds_eval_config()))
-    learner = Learner(
-        DeepSpeedBackend(strategy, actor, scheduler, anchor, reference),
-        pad_token_id=0,
-        entropy=job["regularizer"] == "kl",
-    )
+    return DeepSpeedBackend(strategy, actor, scheduler, anchor, reference)
+
+
+def run_case(job: dict) -> dict:
+    backend = embedded_backend(job) if job["zero_stage"] == "embedded" else deepspeed_backend(job)
+    learner = Learner(backend, pad_token_id=0, entropy=job["regularizer"] == "kl")
     policy = SpmdPolicy(learner, MicroBatchLimit(**job["limit"]))
     if job["loss"] in TOKEN_LOSSES:
         loss = TOKEN_LOSSES[job["loss"]]
@@ -138,14 +154,16 @@ def run_case(job: dict) -> dict:
     for rollout in range(job["num_rollouts"]):
         samples = RolloutFiles(job["samples"]).read(rollout + 1)
         metrics.append(update.run(whole_groups(samples, job["group_size"]), rollout))
-    weights = full_state(actor.model, None)
+    weights = full_state(backend, None)
     return {"gradients": policy.gradients, "weights": weights, "metrics": metrics}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    shared_prompts.FEWEST_SPARED = 1  # prompts here are short
     with open(sys.argv[1]) as file:
         job = json.load(file)
+    dist.init_process_group("gloo")
     for case in job["cases"]:
         result = run_case(job | case)
         if int(os.environ["RANK"]) == 0:

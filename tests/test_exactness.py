@@ -135,7 +135,8 @@ def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout
 
 
 def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **job) -> list[dict]:
-    """Run tests/spmd.py on `ranks` processes; one result per case (ZeRO stage, micro-batches, other settings)."""
+    """Run tests/spmd.py on `ranks` processes; one result per case (ZeRO stage or "embedded", micro-batches, other
+    settings)."""
     job = {
         "model": model_path,
         "samples": rollouts,
@@ -191,22 +192,39 @@ def expected(model_path, rollouts) -> dict:
     return result
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+SIZES = [*({"samples": size} for size in (1, 2, 3, 8)), {"tokens": 40}]
+SOME = [{"samples": 3}, {"tokens": 40}]
+LAYOUTS = {
+    1: [("embedded", limit) for limit in SIZES] + [(0, {"samples": 1})] + [(2, limit) for limit in SOME],
+    2: [(0, {"samples": 3})] + [(stage, limit) for stage in (2, 3) for limit in ({"samples": 1}, *SOME)],
+}
+
+
+@pytest.mark.parametrize("ranks", LAYOUTS)
 def test_every_layout_takes_the_reference_step(tmp_path, model_path, rollouts, expected, ranks):
-    limits = [*({"samples": size} for size in (1, 2, 3, 8)), {"tokens": 40}]
-    cases = [(stage, limit, {}) for stage in (0, 2, 3) for limit in limits]
+    cases = [(stage, limit, {}) for stage, limit in LAYOUTS[ranks]]
     for (stage, limit, _), result in zip(cases, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
-        assert_same(result, expected, f"ZeRO {stage}, micro-batches of {limit}")
+        assert_same(result, expected, f"{stage}, micro-batches of {limit}")
 
 
-@pytest.mark.parametrize("ranks, stage", [(1, 2), (2, 3)])
-def test_anchors_over_three_rollouts_and_several_epochs_on_one(tmp_path, model_path, rollouts, ranks, stage):
-    # Twelve steps: a smaller rate, because rounding grows from step to step with it.
-    anchors = [{"anchor": anchor, "num_rollouts": 3, "lr": 1e-3} for anchor in ("lagged", "ema", "reference")]
-    settings = [*anchors, {"epochs": 2, "lr": 2e-3}]
-    cases = [(stage, {"samples": 5}, each) for each in settings]
-    for each, got in zip(settings, spmd(tmp_path, model_path, rollouts, ranks, cases), strict=True):
-        assert_same(got, reference(model_path, rollouts, **each), str(each))
+# Twelve steps: a smaller rate, because rounding grows from step to step with it.
+ANCHORS = [{"anchor": anchor, "num_rollouts": 3, "lr": 1e-3} for anchor in ("lagged", "ema", "reference")]
+LONGER = [*ANCHORS, {"epochs": 2, "lr": 1e-3}]
+
+
+@pytest.fixture(scope="module")
+def expected_longer(model_path, rollouts) -> list[dict]:
+    return [reference(model_path, rollouts, **settings) for settings in LONGER]
+
+
+@pytest.mark.parametrize("ranks, stage", [(1, "embedded"), (1, 2), (2, 3)])
+def test_anchors_over_three_rollouts_and_several_epochs_on_one(
+    tmp_path, model_path, rollouts, expected_longer, ranks, stage
+):
+    cases = [(stage, {"samples": 11}, settings) for settings in LONGER]
+    results = spmd(tmp_path, model_path, rollouts, ranks, cases)
+    for settings, got, want in zip(LONGER, results, expected_longer, strict=True):
+        assert_same(got, want, str(settings))
 
 
 def test_partial_and_mixed_groups_are_refused_by_name():

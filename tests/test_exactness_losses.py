@@ -1,4 +1,4 @@
-"""The same promise for every other objective and regulariser: DeepSpeed steps in two layouts, one process and two,
+"""The same promise for every other objective and regulariser: steps of the embedded runtime and of DeepSpeed's ranks
 against plain autograd through one sequence at a time, with each objective written out from its formula."""
 
 import math
@@ -243,11 +243,11 @@ def reference(model_path: str, rollouts: str, step_loss) -> dict:  # noqa: F811
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, model_path, rollouts) -> dict:  # noqa: F811
-    """{case: gradients and weights of (one rank, ZeRO 0, one micro-batch), (two ranks, ZeRO 2, of 3)}, and of some
-    cases also (two ranks, ZeRO 3, of 3): gloo hangs at the ninth ZeRO-3 engine of a process."""
+    """{case: gradients and weights of (embedded, one micro-batch), (two ranks, ZeRO 2, of 5)}, and of some cases also
+    (two ranks, ZeRO 3, of 5): gloo hangs at the ninth ZeRO-3 engine of a process."""
     found = {}
-    whole, three = {"tokens": 4096}, {"samples": 3}
-    for ranks, parts in ((1, [(0, whole, CASES)]), (2, [(2, three, CASES), (3, three, SHARDED)])):
+    whole, five = {"tokens": 4096}, {"samples": 5}
+    for ranks, parts in ((1, [("embedded", whole, CASES)]), (2, [(2, five, CASES), (3, five, SHARDED)])):
         chosen = [(case, stage, limit) for stage, limit, cases in parts for case in cases]
         cases = [(stage, limit, {"loss": loss, "regularizer": kind}) for (loss, kind), stage, limit in chosen]
         results = spmd(tmp_path_factory.mktemp("ranks"), model_path, rollouts, ranks, cases)

@@ -16,7 +16,7 @@ FEWEST_SPARED = 512  # tokens; for fewer, the second call costs more than it spa
 
 def can_share_prompts(model: nn.Module) -> bool:
     """Whether every layer attends to all keys before it, and training keeps them: gradient checkpointing does not."""
-    layers = DynamicCache(config=model.config).layers
+    layers = DynamicCache(config=model.get_decoder().config).layers
     return all(type(layer) is DynamicLayer for layer in layers) and not model.is_gradient_checkpointing
 
 
@@ -52,7 +52,7 @@ class SharedPrompts:
     def states(self, model: nn.Module) -> Tensor:
         """[N, H], from which the tokens at `places` are predicted, in order. model: gives its last hidden states for
         logits."""
-        cache, width = DynamicCache(config=model.config), self.answers.shape[1]
+        cache, width = DynamicCache(config=model.get_decoder().config), self.answers.shape[1]
         padded = not bool(self.mask.all())
         first = model(
             self.prompts,

@@ -13,6 +13,7 @@ from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
 from openrlhf_apo.ranks.micro_batch import MicroBatch
+from openrlhf_apo.ranks.shared_prompts import can_share_prompts
 
 
 class DeepSpeedBackend:
@@ -30,6 +31,8 @@ class DeepSpeedBackend:
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
         policy.eval()
         self.blockwise = strategy.ring_attn_group is None and has_plain_head(policy.model)
+        # ZeRO-3 gathers weights in the order of one forward.
+        self.share_prompts = strategy.stage < 3 and can_share_prompts(policy.model)
         self.grad_norm = 0.0
         if strategy.clips_before_the_optimizer:
             policy.model.optimizer.register_step_pre_hook(self._clip)
@@ -51,6 +54,7 @@ class DeepSpeedBackend:
                 entropy=entropy,
                 packed=model.packing_samples,
                 blockwise=self.blockwise,
+                share_prompts=self.share_prompts,
             )
         log_probs, output = model(  # each rank of the ring has a part of every sample
             batch.sequences,
