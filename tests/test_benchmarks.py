@@ -303,3 +303,15 @@ def test_the_kept_baselines_are_ratios():
         assert (BENCHMARKS / f"{benchmark}.py").exists()
         for entry in ratios.values():
             assert entry["value"] > 0 and entry["better"] in ("higher", "lower")
+
+
+def test_shared_prompts_are_timed_on_answers_to_common_prompts(load, monkeypatch):
+    shared, workload = load("shared_prompts"), load("workload")
+    monkeypatch.setitem(workload.SIZES, "0.92M", workload.Size(vocabulary=96, hidden=16, layers=2))
+    work = workload.Work(prompts=2, group=3, prompt_tokens=4, response_tokens=5)
+    sequences, action_mask = shared.samples(work)
+    assert sequences.shape == (6, 9) and action_mask.sum(-1).tolist() == [5] * 6
+    assert len(sequences[:, :4].unique(dim=0)) == 2 and (sequences[0, :4] == sequences[2, :4]).all()
+    assert [shared.spared(work, count) for count in (2, 3, 4, 6)] == [4, 8, 8, 16]
+    for share in (False, True):
+        assert shared.timed_pass(tiny_model(), work, 4, share)["pass_s"] > 0

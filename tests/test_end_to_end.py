@@ -3,7 +3,6 @@ reward: what is tested is the machinery."""
 
 import json
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -59,26 +58,24 @@ def test_guarded_run_writes_what_others_rely_on(guarded):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in guarded.iterdir()}
 
 
-def test_killed_and_resumed_run_logs_what_the_uninterrupted_one_logs(flags, sums, guarded, tmp_path):
+def test_a_dead_engine_ends_the_run_and_resumed_it_logs_what_the_uninterrupted_one_logs(
+    flags, sums, guarded, tmp_path
+):
     evaluation = ["--eval.dataset", sums, *EVALUATION]
-    more = [
-        "--runtime",
-        "ray",
-        *RESUMABLE,
-        *evaluation,
-        "--ckpt.output_dir",
-        str(tmp_path),
-        "--ckpt.path",
-        str(tmp_path / "ckpt"),
-    ]
-    process = subprocess.Popen([*MODULE, *flags, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    where = ["--ckpt.output_dir", str(tmp_path), "--ckpt.path", str(tmp_path / "ckpt")]
+    command = [*MODULE, *flags, "--runtime", "ray", *RESUMABLE, *evaluation, *where]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     marker = tmp_path / "ckpt" / "_actor" / "latest"
     deadline = time.time() + 200
     while not (marker.exists() and marker.read_text() >= "global_step3"):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    engines = [p for p in psutil.process_iter(["cmdline"]) if "ray::RolloutActor" in " ".join(p.info["cmdline"] or [])]
+    ours = [p for p in engines if process.pid in [parent.pid for parent in p.parents()]]
+    assert len(ours) == 1
+    ours[0].kill()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and "error: an actor failed" in stderr
     rows = succeed(flags, tmp_path, *RESUMABLE, *evaluation, "--ckpt.load_enable")
     assert without_clock(rows) == without_clock(read_metrics(guarded / "metrics.jsonl"))
     resumed, straight = (load_file(path / "model.safetensors") for path in (tmp_path, guarded))
@@ -125,22 +122,6 @@ def test_bad_rewards_stop_the_run_or_cost_their_group(flags, tmp_path):
     more = ["--reward.remote_url", str(reward), "--reward.max_failures", "8"]
     rows = succeed(flags, tmp_path / "b", *more, runtime="embedded")
     assert rows[-1]["reward_failures"] == 8
-
-
-def test_a_dead_engine_ends_the_run(flags, tmp_path):
-    command = [*MODULE, *flags, "--runtime", "ray", "--train.num_episodes", "50", "--ckpt.output_dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 200
-    while not (tmp_path / "metrics.jsonl").exists():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.1)
-    engines = [p for p in psutil.process_iter(["cmdline"]) if "ray::RolloutActor" in " ".join(p.info["cmdline"] or [])]
-    ours = [p for p in engines if process.pid in [parent.pid for parent in p.parents()]]
-    assert len(ours) == 1
-    ours[0].kill()
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "error: an actor failed" in stderr
 
 
 def test_an_engine_that_cannot_start_ends_the_run(flags, tmp_path):

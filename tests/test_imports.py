@@ -196,3 +196,9 @@ def test_upstream_is_patched_in_one_place():
 def test_no_import_is_late():
     files = [path for path in ROOT.rglob("*.py") if not path.relative_to(ROOT).parts[0].startswith(".")]
     assert [path for path in files if re.search(r"#\s*noqa:[^\n]*E402", path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_import_beside_rays_start_asks_no_finder_that_imports():
+    """cluster/start.py says what for: Ray's fork and such a finder would wait for each other."""
+    code = "import sys, openrlhf_apo.cluster.start; sys.exit('distutils' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

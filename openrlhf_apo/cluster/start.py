@@ -9,6 +9,11 @@ from typing import TextIO
 
 import ray
 
+# DeepSpeed asks for distutils; the finder that answers imports setuptools, which asks for a logger, under Python's
+# import lock. ray.init forks, which takes the locks of logging and of imports in that order: both at once, the two
+# can wait for ever (seen twice, on busy cores). What is imported already is not looked for.
+import setuptools  # noqa: F401
+
 from openrlhf_apo import cpu
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.trainer.plan import RunPlan
