@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-FEWEST_SPARED = 512  # tokens; for fewer, the second call costs more than it spares (0.9 M and 25.7 M on two cores)
+FEWEST_SPARED = 384  # tokens; for much fewer, a second call costs what it spares (benchmarks/shared_prompts.py)
 
 
 def can_share_prompts(model: nn.Module) -> bool:
