@@ -1,14 +1,11 @@
 """Weights in buckets: what is packed arrives, by every way that needs no GPU, and what did not come is named."""
 
-import os
-import random
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from openrlhf_apo.cluster import weight_sync
 from openrlhf_apo.cluster.buckets import bounded_runs, pack, unpack
@@ -186,11 +183,4 @@ dist.destroy_process_group()
 
 
 def test_sharded_weights_are_gathered_bucket_by_bucket(tiny_model, tmp_path):
-    ranks, port = [], str(random.randrange(20000, 50000))
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        environment = os.environ | place | {"MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", ZERO3, tiny_model]
-        ranks.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
-    errors = [rank.communicate(timeout=200)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors[0][-3000:]
+    run_ranks(["-c", ZERO3, tiny_model], 2, tmp_path)

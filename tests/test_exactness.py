@@ -7,14 +7,12 @@ sign-like update does not amplify rounding, and the learning rate moves weights 
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from openrlhf_apo.errors import GroupError
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
@@ -155,21 +153,7 @@ def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **jo
     ]
     path = tmp_path / f"job_{ranks}.json"
     path.write_text(json.dumps(job))
-    port = str(random.randrange(20000, 50000))
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("spmd.py")), str(path)],
-            env=environment | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
+    run_ranks([str(Path(__file__).with_name("spmd.py")), str(path)], ranks, tmp_path)
     return [torch.load(case["out"], weights_only=True) for case in job["cases"]]
 
 
