@@ -8,14 +8,15 @@ both load a tensor by copying it into the model. The two ways alternate. `--json
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import ray
 import torch
+from measure import ratio, write_json
 
 from openrlhf_apo import cpu
 from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
@@ -111,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=256, help="width of the model (default 256: 90 MB)")
     parser.add_argument("--repetitions", type=int, default=7, help="of each way (default 7)")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything that was measured there too")
     args = parser.parse_args()
 
     cpu.decide("cpu")
@@ -122,18 +123,13 @@ def main() -> None:
 
     sizes = [torch.Size(shape).numel() * 4 for shape in shapes(args.hidden).values()]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratio = medians["in buckets"] / medians["tensor by tensor"]
+    buckets = ratio(medians["in buckets"], medians["tensor by tensor"], "lower")
     print(f"{len(sizes)} tensors, {sum(sizes) / 1e6:.0f} MB, {args.repetitions} repetitions in turn, gloo, ms")
     for name, values in seconds.items():
         print(f"{name:16}  median {1e3 * medians[name]:6.0f}   {1e3 * min(values):6.0f} to {1e3 * max(values):6.0f}")
-    print(f"ratio {ratio:.2f}")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(
-                {"tensors": len(sizes), "bytes": sum(sizes), "seconds": seconds, "medians": medians, "ratio": ratio},
-                file,
-                indent=1,
-            )
+    print(f"ratio {buckets['value']:.2f}")
+    measurements = [{"case": name, "sync_s": value} for name, values in seconds.items() for value in values]
+    write_json(args.json, "weight_sync", measurements, {"in buckets: sync_s": buckets}, bytes=sum(sizes))
 
 
 if __name__ == "__main__":
