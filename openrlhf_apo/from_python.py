@@ -14,6 +14,7 @@ from openrlhf_apo.embedded.launch import train as run
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
 from openrlhf_apo.options.resolve import flatten
 from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ def train(
     model: a Hugging Face folder or name. prompts, held_out: rows with `prompt` and, where the reward needs it,
     `label`. reward_func(prompt, response, label): a finite number. flags: those of the command line, nested as in a
     --config file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}).
+
+    An interrupt leaves a checkpoint, from which `ckpt={"load_enable": True}` goes on.
 
     Returns the lines of metrics.jsonl. Raises OptionError, DataError or RunError, one line, as the command would
     print.
@@ -58,7 +61,8 @@ def train(
     )
     for warning in start_up_warnings(args, plan):
         logger.warning(warning)
-    run(plan, args, console)
+    with StopSignals() as stop:
+        run(plan, args, console, stop)
     return read_metrics(os.path.join(output, "metrics.jsonl"))
 
 

@@ -50,7 +50,9 @@ for step in range(done + 1, {STEPS} + 1):
     row = {{"step": step, "reward_mean": 0.1 * step + 0.01 * int(name[-1]), "time/step": 2.0}}
     with open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\\n")
-    latest.parent.mkdir(parents=True, exist_ok=True)
+    (latest.parent / "1").mkdir(parents=True, exist_ok=True)
+    marker = {{"rollout": step, "time": 0.0, "metric": None, "manifest": {{}}, "sizes": {{}}}}
+    (latest.parent / "1" / "complete.json").write_text(json.dumps(marker))
     latest.write_text(str(step))
 """
 

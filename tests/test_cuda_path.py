@@ -95,7 +95,7 @@ def sleeping_engine(calls: list):
 
     plan = EnginePlan("m", 2, 1, "bf16", 64, 0, False, False, True, 0.5, False, 1.0, False, False)
     engines = [Recorder(calls, "engine0"), Recorder(calls, "engine1")]
-    return RayEngine(engines, Recorder(calls, "policy"), OneToken(), plan)
+    return RayEngine(engines, None, Recorder(calls, "policy"), OneToken(), plan)
 
 
 def test_the_policys_cached_memory_is_given_back_before_the_engine_wakes(calls):
@@ -129,7 +129,7 @@ def test_the_way_of_the_buckets_follows_the_device_and_the_placement(device, col
     seen = []
     policy = SimpleNamespace(call_actors=lambda method, *arguments: seen.append((method, *arguments)))
     plan = engine.EnginePlan("m", 1, 2, "bf16", 64, 0, False, False, False, 0.5, False, 1.0, colocated, True)
-    engine.RayEngine(["engine"], policy, OneToken(), plan).sync_weights()
+    engine.RayEngine(["engine"], None, policy, OneToken(), plan).sync_weights()
     name, *arguments = sender
     assert seen == [("connect_engines", getattr(engine, name), ["engine"], *arguments), ("send_weights",)]
 
@@ -159,7 +159,7 @@ def test_a_driver_without_a_gpu_does_not_plan_a_cpu_run_for_a_cluster_of_gpus(mo
     from openrlhf_apo.cluster import start
     from openrlhf_apo.errors import RunError
 
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     cpu.decide("auto")
     monkeypatch.setattr(start.ray, "init", lambda **settings: None)
     monkeypatch.setattr(start.ray, "cluster_resources", lambda: {"GPU": 8, "accelerator_type:H100": 1})

@@ -15,11 +15,12 @@ from transformers.cache_utils import DynamicLayer
 from openrlhf_apo.embedded.cache import RoomyLayer
 from openrlhf_apo.embedded.engine import EmbeddedEngine, choose
 from openrlhf_apo.embedded.launch import train
-from openrlhf_apo.errors import RunError
+from openrlhf_apo.errors import OptionError, RunError
 from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.metrics import read_metrics
 from openrlhf_apo.trainer.samples import Prompt
+from openrlhf_apo.trainer.stop import StopSignals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -153,7 +154,7 @@ def test_in_a_large_vocabulary_a_token_is_where_the_running_sum_passes():
 
 def run(flags: list[str], out: Path, *more: str) -> list[dict]:
     args = resolve([*flags, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt"), *more])
-    train(run_plan(args), args, io.StringIO())
+    train(run_plan(args), args, io.StringIO(), StopSignals())
     return read_metrics(out / "metrics.jsonl")
 
 
@@ -204,8 +205,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monke
 def test_resuming_with_what_the_checkpoint_does_not_know_is_one_line(flags, tmp_path):
     few = ["--data.max_samples", "16", "--ckpt.save_steps", "1"]
     run(flags, tmp_path, *few)
+    guided = ["--ckpt.load_enable", "--guidance.enable", "--guidance.length", "2"]
+    with pytest.raises(OptionError, match="--guidance.enable was False, now True"):
+        run(flags, tmp_path, *few, *guided)
+    allowed = ["--ckpt.allow_changed", "guidance.enable", "guidance.length", "data.prompt_dataset"]
     with pytest.raises(RunError, match="has no state of guidance: resume with the version and flags"):
-        run(flags, tmp_path, *few, "--ckpt.load_enable", "--guidance.enable", "--guidance.length", "2")
+        run(flags, tmp_path, *few, *guided, *allowed)
 
 
 def test_checkpoints_rotate_and_the_best_is_kept(flags, sums, tmp_path):
@@ -214,13 +219,15 @@ def test_checkpoints_rotate_and_the_best_is_kept(flags, sums, tmp_path):
     kept = sorted(path.name for path in (tmp_path / "ckpt" / "_actor").iterdir() if path.is_dir())
     best = [name for name in kept if name.startswith("best")]
     assert len(best) == 1 and len(kept) - len(best) == 2 and "global_step5" in kept
-    metric = json.loads((tmp_path / "ckpt" / "_actor" / best[0] / "metric.json").read_text())
-    assert metric["metric_key"] == "eval/pass1" and math.isfinite(metric["metric_value"])
+    marker = json.loads((tmp_path / "ckpt" / "_actor" / best[0] / "complete.json").read_text())
+    assert math.isfinite(marker["metric"])
 
 
 def test_a_checkpoint_of_the_cluster_is_named(flags, tmp_path):
-    folder = tmp_path / "ckpt" / "_actor"
-    (folder / "global_step1").mkdir(parents=True)
-    (folder / "latest").write_text("global_step1")
+    few = ["--data.max_samples", "16", "--ckpt.save_steps", "1"]
+    run(flags, tmp_path, *few)
+    newest = tmp_path / "ckpt" / "_actor" / "global_step2"
+    marker = json.loads((newest / "complete.json").read_text())
+    (newest / "complete.json").write_text(json.dumps(marker | {"sizes": {}}))  # as one without the file embedded.pt
     with pytest.raises(RunError, match="one of --runtime ray"):
-        run(flags, tmp_path, "--ckpt.load_enable")
+        run(flags, tmp_path, *few, "--ckpt.load_enable")

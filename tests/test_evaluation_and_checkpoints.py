@@ -23,8 +23,8 @@ class SavingPolicy:
     def __init__(self):
         self.saved: list[tuple] = []
 
-    def save_checkpoint(self, tag, trainer_state, metric=None):
-        self.saved.append((tag, json.loads(json.dumps(trainer_state)), metric))
+    def save_checkpoint(self, tag, trainer_state):
+        self.saved.append((tag, json.loads(json.dumps(trainer_state))))
 
 
 def train(checkpoints: Checkpoints, scores: list[float | None]) -> None:
@@ -35,29 +35,28 @@ def train(checkpoints: Checkpoints, scores: list[float | None]) -> None:
 
 def test_the_best_checkpoint_is_kept_beside_the_regular_ones_and_carries_its_metric():
     policy = SavingPolicy()
-    train(Checkpoints(policy, every=2, best_key=""), [0.5, None, 0.4, 0.6])
-    tags = [tag for tag, _, _ in policy.saved]
+    train(Checkpoints(policy, None, every=2, best_key=""), [0.5, None, 0.4, 0.6])
+    tags = [tag for tag, _ in policy.saved]
     assert tags == ["best_global_step1", "global_step2", "global_step4", "best_global_step4"]
-    assert [metric for _, _, metric in policy.saved] == [
-        *(("eval/pass1", 0.5), ("eval/pass1", 0.5), ("eval/pass1", 0.6), ("eval/pass1", 0.6)),
-    ]
+    assert [state["checkpoints"]["latest"] for _, state in policy.saved] == [0.5, 0.5, 0.6, 0.6]
 
 
 def test_a_resumed_run_remembers_what_was_best():
     policy = SavingPolicy()
-    train(Checkpoints(policy, every=None, best_key=""), [0.5])
-    resumed = Checkpoints(policy, every=None, best_key="")
+    train(Checkpoints(policy, None, every=None, best_key=""), [0.5])
+    resumed = Checkpoints(policy, None, every=None, best_key="")
     resumed.load_state_dict(policy.saved[-1][1]["checkpoints"])
     train(resumed, [0.4])
-    assert [tag for tag, _, _ in policy.saved] == ["best_global_step1"]
+    assert [tag for tag, _ in policy.saved] == ["best_global_step1"]
 
 
 def test_none_keeps_no_best_and_another_key_decides():
     policy = SavingPolicy()
-    train(Checkpoints(policy, every=None, best_key="none"), [0.5])
+    train(Checkpoints(policy, None, every=None, best_key="none"), [0.5])
     assert policy.saved == []
-    Checkpoints(policy, None, "eval/pass4").after_rollout(3, {"eval/pass1": 1.0, "eval/pass4": 0.2}, {})
-    assert policy.saved[0][0] == "best_global_step3" and policy.saved[0][2] == ("eval/pass4", 0.2)
+    Checkpoints(policy, None, None, "eval/pass4").after_rollout(3, {"eval/pass1": 1.0, "eval/pass4": 0.2}, {})
+    tag, state = policy.saved[0]
+    assert tag == "best_global_step3" and state["checkpoints"]["latest"] == 0.2
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,8 @@ ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
             "--ckpt.max_mem has no effect with --ckpt.disable_ds",
         ),
         ("--ds.use_universal_ckpt", "without --ckpt.load_enable"),
+        ("--ckpt.allow_changed loss", "without --ckpt.load_enable"),
+        ("--reward.isolate", "--reward.isolate has no effect where the reward is no .py file"),
         ("--logger.wandb.project p --logger.tensorboard_dir t", "without --logger.wandb.key"),
         ("--logger.wandb.run_name r", "without --logger.wandb.key or --logger.tensorboard_dir"),
         ("--logger.logging_steps 2", "without --logger.wandb.key or --logger.tensorboard_dir"),

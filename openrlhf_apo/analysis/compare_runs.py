@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
 
 TRAINER = (sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray")
@@ -69,7 +70,7 @@ class Run:
 
     @property
     def can_resume(self) -> bool:
-        return (self.dir / "ckpt" / "_actor" / "latest").is_file()
+        return bool(complete_checkpoints(self.dir / "ckpt" / "_actor"))
 
     def rows(self) -> list[dict]:
         """The lines of metrics.jsonl; none before the first step."""

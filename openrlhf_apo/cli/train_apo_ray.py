@@ -4,36 +4,46 @@
         --actor.model_name_or_path MODEL --data.prompt_dataset prompts.jsonl --reward math_verify
 
 Takes every flag of `openrlhf.cli.train_ppo_ray` 0.11.2 (docs/openrlhf_flags.md says which has another meaning here)
-and those of this package at the end of `--help`. Exit code 2: a setting or the data cannot be used; 1: the run failed.
+and those of this package at the end of `--help`. Exit code 2: a setting or the data cannot be used; 1: the run failed;
+130, 143: it was asked to end, by Ctrl-C or SIGTERM, and left a checkpoint.
 """
 
 import logging
 import os
-import re
+import shlex
 import sys
 import traceback
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TextIO
 
 from openrlhf_apo.cli.console import divert_output, log_to
 from openrlhf_apo.cli.imports import quick_imports
-from openrlhf_apo.errors import DataError, OptionError, RunError
+from openrlhf_apo.errors import DataError, OptionError, RunError, in_one_line
 from openrlhf_apo.rewards.math_verify import start_workers
+from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
+from openrlhf_apo.trainer.output_lock import lock_outputs
+from openrlhf_apo.trainer.stop import Stopped, StopSignals
 
 if TYPE_CHECKING:
-    from openrlhf_apo.trainer.plan import RunPlan
+    from openrlhf_apo.trainer.plan import OutputPlan, RunPlan
 
 LOG = "run.log"  # in --ckpt.output_dir
+RESUME = "--ckpt.load_enable"
 logger = logging.getLogger("openrlhf_apo")
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     log_to(None)
     with quick_imports():
         from openrlhf_apo.options import resolve, run_plan, start_up_warnings  # imports torch, 1.5 s
     try:
-        args = resolve(sys.argv[1:] if argv is None else argv)
+        args = resolve(argv)
         plan = run_plan(args)
+        if not args.dry_run:
+            output = {"--ckpt.output_dir": plan.output.directory, "--ckpt.path": plan.output.checkpoints}
+            locks = lock_outputs(output)
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,13 +55,22 @@ def main(argv: list[str] | None = None) -> int:
     path = os.path.join(plan.output.directory, LOG)
     console = divert_output(path)
     logger.info("what the libraries say goes to %s", path)
-    code, error = _train(plan, args, console)
+    try:
+        with StopSignals(console.fileno()) as stop:
+            code, error = _train(plan, args, console, stop)
+    except Stopped as stopped:
+        code, error = 128 + stopped.signum, f"stopped by {stopped}"
+    if code not in (0, 2) and (last := _last_checkpoint(plan.output)) is not None:
+        command = shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
+        logger.info("all up to rollout %d is kept; this goes on from there: %s", last, command)
     if error:
         print(f"error: {error}", file=console)
+    for lock in locks:
+        lock.close()
     return code
 
 
-def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO) -> tuple[int, str | None]:
+def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSignals) -> tuple[int, str | None]:
     """-> the exit code, and the one line that says why it is not 0."""
     try:
         if args.runtime == "embedded":
@@ -61,25 +80,22 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO) -> tuple[int
                 from openrlhf_apo.embedded.launch import train  # imports transformers, 2.5 s
         else:
             from openrlhf_apo.cluster.start import train  # imports Ray, DeepSpeed and vLLM
-        train(plan, args, console)
+        train(plan, args, console, stop)
     except (DataError, OptionError) as error:
         return 2, str(error)
     except RunError as error:
+        traceback.print_exc()  # to the log, with what it came from
         return 1, str(error)
-    except Exception as error:  # an actor's, a partial group, a metric that is not finite: the message says which
+    except Exception as error:  # a partial group, a metric that is not finite: the message says which
         traceback.print_exc()
-        return 1, f"{_cause(error)} (the traceback is in {LOG})"
+        return 1, f"{in_one_line(error)} (the traceback is in {LOG})"
     return 0, None
 
 
-def _cause(error: Exception) -> str:
-    """One line; of a failed actor the last exception in what Ray says."""
-    if not type(error).__module__.startswith("ray."):
-        return f"{type(error).__name__}: {error}"
-    lines = str(error).strip().splitlines()
-    starts = [i for i, line in enumerate(lines) if re.match(r"\s*[\w.]*(Error|Exception|Exit)\b.*: ", line)]
-    cause = [line.strip() for line in lines[starts[-1] if starts else -1 :] if "For further information" not in line]
-    return f"an actor failed: {' '.join(cause)[:500]}"
+def _last_checkpoint(output: "OutputPlan") -> int | None:
+    """The rollout after which the newest checkpoint was written."""
+    found = complete_checkpoints(Path(output.checkpoints) / "_actor")
+    return found[0].rollout if found else None
 
 
 def _print_settings(args, prefix: str = "") -> None:

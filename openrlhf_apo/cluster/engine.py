@@ -1,16 +1,19 @@
 """The rollout engines: vLLM in Ray actors, one batched call per rollout."""
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 from openrlhf.trainer.ray.utils import get_bundle_indices, ray_noset_visible_devices
+from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf_apo import cpu
-from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.cluster.calls import ActorDied, get_all
 from openrlhf_apo.cluster.weight_check import compare_weight_sums, refuse_unwritten
 from openrlhf_apo.cluster.weight_sync import Broadcast, CudaIpc, ObjectStore
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
@@ -19,6 +22,9 @@ from openrlhf_apo.trainer.samples import Prompt, Sample
 
 if TYPE_CHECKING:  # this module is imported by the engines' processes, which need no DeepSpeed
     from openrlhf_apo.cluster.policy import RayPolicy
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 CPU_KV_CACHE_BYTES = 512 * 2**20  # at most; vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
 # vLLM's defaults: sequences that are sampled at a time, and tokens in a block of the KV cache.
@@ -146,6 +152,7 @@ class EnginePlan:
     timeout: float
     colocated: bool  # on the policy's GPUs
     buckets: bool  # weights are synced in buckets, else as OpenRLHF does it
+    max_restarts: int = 0  # of engines that died
 
     def vllm_settings(self, index: int) -> dict:
         settings = {
@@ -175,37 +182,32 @@ class EnginePlan:
         }
 
 
-def create_engines(plan: EnginePlan, pg: PlacementGroup) -> list:
-    """The RolloutActors."""
+def create_engine(plan: EnginePlan, pg: PlacementGroup, i: int) -> ActorHandle:
+    """The i-th RolloutActor."""
     tp = plan.tensor_parallel
     share = 0.2 if plan.colocated else 1
     num_gpus = share if tp == 1 else 0  # with TP, vLLM's own Ray workers hold the GPUs
-    engines = []
-    for i in range(plan.count):
-        bundles = get_bundle_indices(pg, i, tp) if tp > 1 else None
-        engines.append(
-            ray.remote(RolloutActor)
-            .options(
-                num_cpus=num_gpus,
-                num_gpus=num_gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=pg,
-                    placement_group_capture_child_tasks=True,
-                    placement_group_bundle_index=bundles[0] if bundles else i,
-                ),
-            )
-            .remote(bundles, share, plan.vllm_settings(i))
-        )
-    return engines
+    bundles = get_bundle_indices(pg, i, tp) if tp > 1 else None
+    place = PlacementGroupSchedulingStrategy(
+        placement_group=pg,
+        placement_group_capture_child_tasks=True,
+        placement_group_bundle_index=bundles[0] if bundles else i,
+    )
+    actor = ray.remote(RolloutActor).options(num_cpus=num_gpus, num_gpus=num_gpus, scheduling_strategy=place)
+    return actor.remote(bundles, share, plan.vllm_settings(i))
 
 
 class RayEngine:
     """EngineHandle over RolloutActors. Each prompt's seed follows from the run's seed and the prompt's group id, so
-    samples do not depend on which engine makes them."""
+    samples do not depend on which engine makes them, nor on how often one was replaced."""
 
-    def __init__(self, engines: list, policy: "RayPolicy", tokenizer, plan: EnginePlan):
-        self.engines, self.policy, self.tokenizer, self.plan = engines, policy, tokenizer, plan
-        if plan.buckets:
+    def __init__(self, engines: list, pg: PlacementGroup, policy: "RayPolicy", tokenizer, plan: EnginePlan):
+        self.engines, self.pg, self.policy, self.tokenizer, self.plan = engines, pg, policy, tokenizer, plan
+        self.restarts = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        if self.plan.buckets:
             self.policy.call_actors("connect_engines", *self._sender())
 
     def _sender(self) -> tuple:
@@ -219,6 +221,41 @@ class RayEngine:
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
     ) -> list[Sample]:
+        return self._surviving(lambda: self._generate(prompts, settings, prefix))
+
+    def sync_weights(self) -> None:
+        self._surviving(self._sync_weights)
+
+    def _surviving(self, call: Callable[[], T]) -> T:
+        """call(), again after each engine that died in it was replaced."""
+        while True:
+            try:
+                return call()
+            except ActorDied as error:
+                if self.restarts >= self.plan.max_restarts or not self._replace_dead(error):
+                    raise
+
+    def _replace_dead(self, error: ActorDied) -> bool:
+        """Whether it was an engine that died. The new ones have the policy's weights."""
+        alive = []
+        for engine in self.engines:
+            try:
+                alive.append(get_all([engine.ready.remote()], self.plan.timeout, "an engine")[0])
+            except ActorDied:
+                alive.append(False)
+        for i in (i for i, lives in enumerate(alive) if not lives):
+            self.restarts += 1
+            logger.warning(
+                "%s; engine %d starts anew, restart %d of %d", *(error, i), self.restarts, self.plan.max_restarts
+            )
+            self.engines[i] = create_engine(self.plan, self.pg, i)
+        if not all(alive):
+            self._all("ready")
+            self._connect()
+            self._sync_weights()
+        return not all(alive)
+
+    def _generate(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None) -> list[Sample]:
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up")
@@ -237,7 +274,7 @@ class RayEngine:
             self._all("sleep")
         return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
 
-    def sync_weights(self) -> None:
+    def _sync_weights(self) -> None:
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up", ("weights",))

@@ -1,7 +1,6 @@
 """Starts a run's parts on a Ray that is up: policy, reference, engines, and the trainer in this process."""
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
 
@@ -12,7 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 
 from openrlhf_apo import cpu
 from openrlhf_apo.cluster.calls import get_all
-from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engines
+from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engine
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
 from openrlhf_apo.cluster.start import wants_reference
@@ -20,41 +19,46 @@ from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
-from openrlhf_apo.trainer.checkpoints import EMBEDDED_FILE
 from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.resume import checkpoint_to_resume
+from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
 
 
-def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
     """Run `plan` to its end. Bad data is refused before any actor starts."""
-    strategy = ApoStrategy(args, _rank_plan(plan))
-    tokenizer = get_tokenizer(
-        args.actor.model_name_or_path, None, "left", strategy, use_fast=not args.data.disable_fast_tokenizer
-    )
+    tokenizer = get_tokenizer(args.actor.model_name_or_path, None, use_fast=not args.data.disable_fast_tokenizer)
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
-    if plan.output.resume:
-        _refuse_embedded_checkpoint(Path(plan.output.checkpoints) / "_actor")
-    policy_group, reference_group, engines = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+    resume = checkpoint_to_resume(plan.output, inputs.manifest)
+    if resume is not None and resume.embedded:
+        raise RunError(f"the checkpoint {resume.folder} is one of --runtime embedded: go on with that, or start anew")
+    strategy = ApoStrategy(args, _rank_plan(plan), resume.folder.name if resume else None)
+    policy_group, reference_group, engines, engine_pg = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)
-    engine = RayEngine(engines, policy, tokenizer, _engine_plan(plan, args)) if engines else None
+    engine = RayEngine(engines, engine_pg, policy, tokenizer, _engine_plan(plan, args)) if engines else None
     foreign_update = None
     if plan.objective is None:
         foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
     trackers = make_trackers(args)
     trainer = assemble(
-        plan, inputs, policy, engine, len(tokenizer), foreign_update=foreign_update, trackers=trackers, console=console
+        plan,
+        inputs,
+        policy,
+        engine,
+        len(tokenizer),
+        resume=resume is not None,
+        foreign_update=foreign_update,
+        trackers=trackers,
+        console=console,
+        stop=stop,
     )
-    trainer.fit()
-    for tracker in trackers:
-        tracker.close()
-
-
-def _refuse_embedded_checkpoint(folder: Path) -> None:
-    latest = folder / "latest"
-    if latest.exists() and (folder / latest.read_text().strip() / EMBEDDED_FILE).exists():
-        raise RunError(f"the checkpoint in {folder} is one of --runtime embedded: go on with that, or start anew")
+    try:
+        trainer.fit()
+    finally:
+        for tracker in trackers:
+            tracker.close()
 
 
 def _rank_plan(plan: RunPlan) -> RankPlan | None:
@@ -85,22 +89,24 @@ def _engine_plan(plan: RunPlan, args: SimpleNamespace) -> EnginePlan:
         timeout=plan.timeout,
         colocated=args.train.colocate_all,
         buckets=args.apo.sync == "buckets" if args.apo.sync else not cpu.has_cuda(),
+        max_restarts=plan.max_engine_restarts,
     )
 
 
 def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, max_steps: int):
-    """Policy group, reference group or None, and engine actors; all started at once, and waited for together."""
+    """Policy group, reference group or None, engine actors and their place; all started at once, and waited for
+    together."""
     logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
     num_actors = args.actor.num_nodes * args.actor.num_gpus_per_node
     duplicates = args.ds.ring_attn_size * args.ds.tensor_parallel_size
     shares = args.train.colocate_all or args.train.colocate_actor_ref
     policy_pg = _bundles(num_actors, plan.timeout)
 
-    engines = []
+    engines, engine_pg = [], None
     if plan.saved_rollouts is None:
         gpus = args.vllm.num_engines * args.vllm.tensor_parallel_size
         engine_pg = policy_pg if args.train.colocate_all else _bundles(gpus, plan.timeout)
-        engines = create_engines(_engine_plan(plan, args), engine_pg)
+        engines = [create_engine(_engine_plan(plan, args), engine_pg, i) for i in range(args.vllm.num_engines)]
     actor = ray.remote(num_gpus=1)(PolicyActor)
     fraction = 0.2 if shares else 1
     policy = RayActorGroup(args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates)
@@ -127,7 +133,7 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
         waits += reference.async_init_model_from_pretrained(strategy, model)
     waits += [engine.ready.remote() for engine in engines]
     get_all(waits, timeout, "the start of the policy and the engine")
-    return policy, reference, engines
+    return policy, reference, engines, engine_pg
 
 
 def _bundles(count: int, timeout: float) -> PlacementGroup:

@@ -14,7 +14,6 @@ from torch.nn import Parameter
 
 from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
 from openrlhf_apo.cluster.calls import get_all
-from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.learner import Learner
@@ -59,10 +58,10 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         """Learner.method(*arguments)."""
         return getattr(self.learner, method)(*arguments)
 
-    def save_checkpoint(self, tag, client_states=None, metric_value=None, metric_key=None):
+    def save_checkpoint(self, tag, client_states):
         if self.anchor is not None:  # inside DeepSpeed's own file, so that the two cannot be torn apart
             client_states = client_states | {"anchor": self.anchor.state_dict()}
-        super().save_checkpoint(tag, client_states, metric_value, metric_key)
+        super().save_checkpoint(tag, client_states)
 
     def connect_engines(self, sender: type, *arguments) -> None:
         """sender: one of cluster.weight_sync's."""
@@ -126,17 +125,11 @@ class RayPolicy(ShardedPolicy):
         refs = [actor.learn.remote(method, *arguments(i // duplicates)) for i, actor in enumerate(self.actors)]
         return get_all(refs, self.timeout, f"the policy's {method}")[::duplicates]
 
-    def save_checkpoint(self, tag: str, trainer_state: dict, metric: tuple[str, float] | None = None) -> None:
-        key, value = metric or (None, None)
-        self.call_actors("save_checkpoint", tag, {"trainer": trainer_state}, value, key)
+    def save_checkpoint(self, tag: str, trainer_state: dict) -> None:
+        self.call_actors("save_checkpoint", tag, {"trainer": trainer_state})
 
     def trainer_state(self) -> dict:
         states = self.call_actors("get_checkpoint_states")[0]
-        if states and "trainer" not in states:
-            raise RunError(
-                "the checkpoint in --ckpt.path is one of openrlhf.cli.train_ppo_ray, without this trainer's state: go "
-                "on with that command, or start anew from the model it saved"
-            )
         return states["trainer"] if states else {}
 
     def save_model(self) -> None:

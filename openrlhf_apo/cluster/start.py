@@ -1,8 +1,11 @@
 """Starts Ray, and beside it what takes as long: the imports of a run's driver."""
 
+import logging
 import os
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TextIO
@@ -15,19 +18,37 @@ import ray
 import setuptools  # noqa: F401
 
 from openrlhf_apo import cpu
+from openrlhf_apo.cluster.calls import ActorDied
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.stop import StopSignals
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
 
 
-def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
-    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar."""
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            launch = pool.submit(import_module, "openrlhf_apo.cluster.launch")  # OpenRLHF and DeepSpeed
-            start_ray(args)
-        launch.result().train(plan, args, console)
-    finally:
-        ray.shutdown()
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
+    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar.
+
+    Where a process of the run dies, all start anew from the last checkpoint, as often as the plan allows.
+    """
+    while True:
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                launch = pool.submit(import_module, "openrlhf_apo.cluster.launch")  # OpenRLHF and DeepSpeed
+                start_ray(args)
+            stop.install()  # Ray has put a handler of its own in place
+            launch.result().train(plan, args, console, stop)
+            return
+        except ActorDied as error:
+            if plan.restarts == plan.max_restarts:
+                raise
+            plan = replace(plan, restarts=plan.restarts + 1, output=replace(plan.output, resume=True))
+            args.ckpt.load_enable = True  # what OpenRLHF's actor reads
+            logger.warning("%s; restart %d of %d", error, plan.restarts, plan.max_restarts)
+        finally:
+            ray.shutdown()
 
 
 def start_ray(args: SimpleNamespace) -> None:
@@ -49,8 +70,10 @@ def start_ray(args: SimpleNamespace) -> None:
         threads = max(1, (os.cpu_count() or 1) // (args.actor.num_nodes * args.actor.num_gpus_per_node))
         environment |= {name: os.environ.get(name, value) for name, value in cpu.CPU_ENVIRONMENT.items()}
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+    if address := os.environ.get("RAY_ADDRESS"):
+        refuse_silent(address)
     settings = {"log_to_driver": args.logger.actor_logs, "logging_level": "warning"}
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         settings["runtime_env"] = {"env_vars": environment}
     else:
         # Inherited, so that the workers that Ray starts with itself can be the actors.
@@ -76,6 +99,20 @@ def start_ray(args: SimpleNamespace) -> None:
             f"the run needs {needed} GPUs, the Ray cluster has {have}: lower --actor.num_gpus_per_node, "
             "--vllm.num_engines or --ref.num_gpus_per_node, or share GPUs with --train.colocate_all"
         )
+
+
+def refuse_silent(address: str) -> None:
+    """ray.init would wait for minutes, without a word, for a head node that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # "auto", "local": Ray knows what to do
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RunError(
+            f"no Ray head answers at RAY_ADDRESS {address} ({error.strerror or 'timed out'}): start it by `ray start "
+            "--head`, or unset RAY_ADDRESS to run on this machine alone"
+        ) from None
 
 
 def gpus_needed(args: SimpleNamespace) -> int:

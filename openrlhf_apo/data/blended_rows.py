@@ -25,4 +25,5 @@ def read_blended_rows(
     except AttributeError:  # what blending_datasets makes of a split that is not there
         raise DataError(f"the data set {names!r} has no split {split!r}") from None
     except (ValueError, DatasetsError) as error:
-        raise DataError(f"the data set {names!r} cannot be read: {str(error).splitlines()[0]}") from None
+        reason = str(error.__cause__ or error).splitlines()[0]  # `datasets` itself only says that there was an error
+        raise DataError(f"the data set {names!r} cannot be read: {reason}") from None

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from openrlhf_apo.data.prompt_rows import load_prompts
 from openrlhf_apo.rewards.function import FunctionReward
+from openrlhf_apo.rewards.isolated import IsolatedReward
 from openrlhf_apo.rewards.verifier import MathVerifyReward
 from openrlhf_apo.trainer.assemble import Inputs
 from openrlhf_apo.trainer.plan import RunPlan
@@ -16,6 +17,8 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
         reward = FunctionReward(plan.reward.function)
     elif plan.reward.urls is None:
         reward = MathVerifyReward(plan.reward.timeout)
+    elif plan.reward.isolate:
+        reward = IsolatedReward(plan.reward.urls[0], plan.reward.timeout)
     else:
         from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF
 

@@ -50,6 +50,10 @@ def load_prompts(
         table = read_blended_rows(names, probabilities, reader, seed, data.max_samples, split)
     if len(table) == 0:
         raise DataError(f"the data set {names!r} is empty")
+    try:
+        table = list(itertools.islice(table, data.max_samples))
+    except UnicodeDecodeError as error:
+        raise DataError(f"the data set {names!r} is not UTF-8: {error}") from None
     names_of_columns = list(table[0])
     if label_optional and label_key not in names_of_columns:
         label_key = None
@@ -62,13 +66,17 @@ def load_prompts(
     for flag, column in columns:
         if column is not None and column not in names_of_columns:
             raise DataError(f"{names!r} has no column {column!r} ({flag}); it has {', '.join(names_of_columns)}")
-    table = list(itertools.islice(table, data.max_samples))
+    for number, row in enumerate(table, start=1):
+        if not row[data.input_key]:
+            raise DataError(f"row {number} of {names!r} has no prompt (--data.input_key {data.input_key})")
     solutions = [row[solution_key] or "" if solution_key else "" for row in table]
     loaded = _prompt_dataset()(table, tokenizer, reader, input_template=data.input_template)
     rows = []
     for number, (text, label, datasource, solution) in enumerate(
         zip(loaded.prompts, loaded.labels, loaded.datasources, solutions, strict=True), start=1
     ):
+        if not isinstance(text, str):
+            raise DataError(f"row {number} of {names!r}: the prompt is {text!r} and no text")
         length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         if length > prompt_limit:
             raise DataError(

@@ -48,6 +48,7 @@ class TorchBackend:
     ):
         self.temperature, self.max_norm = temperature, plan.max_norm
         self.models: dict[str, nn.Module] = {"policy": model}
+        self.vocabulary = model.get_input_embeddings().num_embeddings
         self.blockwise, self.share_prompts = has_plain_head(model), can_share_prompts(model)
         if anchor:
             self.models["anchor"] = _frozen_copy(model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openrlhf_apo.embedded.cache import roomy_cache
+from openrlhf_apo.errors import RunError
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
@@ -21,6 +22,8 @@ MOST_FINISHED = 0.25  # of the rows, before they are taken out: taking out copie
 
 class EmbeddedEngine:
     """EngineHandle. batch: answers that are sampled at once."""
+
+    restarts = 0  # it lives and dies with the run
 
     def __init__(self, model: nn.Module, tokenizer, batch: int = 1024):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
@@ -139,6 +142,8 @@ def choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tupl
     if settings.top_p < 1:
         logits = _nucleus(logits.log_softmax(-1), settings.top_p)
     largest = logits.amax(-1, keepdim=True)
+    if not largest.isfinite().all():
+        raise RunError("the policy's logits are not finite: its weights hold NaN or Inf; go back to a checkpoint")
     weights = nn.functional.pad((logits - largest).exp_(), (0, -logits.shape[-1] % WIDTH)).view(len(logits), -1, WIDTH)
     block, rest, total = _passed(weights.sum(-1, dtype=torch.float64), uniforms)
     within = weights.gather(1, block[:, None, None].expand(-1, 1, WIDTH))[:, 0].double()

@@ -10,18 +10,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openrlhf_apo import cpu
 from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
-from openrlhf_apo.embedded.checkpoints import CheckpointFolder
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.resume import checkpoint_to_resume
+from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
+def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
     """Run `plan` to its end. args: OpenRLHF's settings. console: for the progress bar."""
     torch.manual_seed(plan.schedule.seed)
     path, trusted = args.actor.model_name_or_path, args.actor.trust_remote_code
@@ -32,6 +33,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
+    resume = checkpoint_to_resume(plan.output, inputs.manifest)
     model = AutoModelForCausalLM.from_pretrained(
         path,
         trust_remote_code=trusted,
@@ -64,12 +66,25 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO) -> None:
         limit=plan.micro_batches,
         kl_estimator=plan.regularizer.kl_estimator,
         entropy=plan.regularizer.entropy is not None,
-        checkpoints=CheckpointFolder(plan.output.checkpoints, args.ckpt.max_num, args.ckpt.max_mem),
+        checkpoints=plan.output.checkpoints,
         output=plan.output.directory,
-        resume=plan.output.resume,
+        resume=resume,
     )
     engine = None if plan.saved_rollouts else EmbeddedEngine(model, tokenizer)
     trackers = make_trackers(args)
-    assemble(plan, inputs, policy, engine, len(tokenizer), trackers=trackers, console=console).fit()
-    for tracker in trackers:
-        tracker.close()
+    trainer = assemble(
+        plan,
+        inputs,
+        policy,
+        engine,
+        len(tokenizer),
+        resume=resume is not None,
+        trackers=trackers,
+        console=console,
+        stop=stop,
+    )
+    try:
+        trainer.fit()
+    finally:
+        for tracker in trackers:
+            tracker.close()

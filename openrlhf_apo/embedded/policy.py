@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 from openrlhf_apo.cpu.patches import without_deepspeed
 from openrlhf_apo.embedded.backend import TorchBackend
-from openrlhf_apo.embedded.checkpoints import CheckpointFolder
+from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.trainer.checkpoint_folder import EMBEDDED_FILE, Checkpoint
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
 
 class EmbeddedPolicy(ShardedPolicy):
-    """PolicyHandle. output: where the trained model goes. resume: go on from the latest checkpoint, where there is
-    one."""
+    """PolicyHandle. checkpoints: --ckpt.path. output: where the trained model goes. resume: the checkpoint to go
+    on from."""
 
     def __init__(
         self,
@@ -23,24 +27,30 @@ class EmbeddedPolicy(ShardedPolicy):
         limit: MicroBatchLimit,
         kl_estimator: str,
         entropy: bool,
-        checkpoints: CheckpointFolder,
+        checkpoints: str,
         output: str,
-        resume: bool,
+        resume: Checkpoint | None,
     ):
         super().__init__(1, limit)
-        self.backend, self.tokenizer, self.checkpoints, self.output = backend, tokenizer, checkpoints, output
+        self.backend, self.tokenizer, self.output = backend, tokenizer, output
+        self.checkpoints = Path(checkpoints) / "_actor"
         self.learner = Learner(backend, tokenizer.pad_token_id, kl_estimator, entropy)
-        loaded = checkpoints.load() if resume else None
         self._trainer_state: dict = {}
-        if loaded is not None:
+        if resume is not None:
+            if not resume.embedded:
+                raise RunError(
+                    f"the checkpoint {resume.folder} is one of --runtime ray: go on with that, or start anew"
+                )
+            loaded = torch.load(resume.folder / EMBEDDED_FILE, map_location="cpu", weights_only=True)
             backend.load_state_dict(loaded["backend"])
             self._trainer_state = loaded["trainer"]
 
     def call_ranks(self, method: str, arguments: Callable[[int], tuple]) -> list:
         return [getattr(self.learner, method)(*arguments(0))]
 
-    def save_checkpoint(self, tag: str, trainer_state: dict, metric: tuple[str, float] | None = None) -> None:
-        self.checkpoints.save(tag, {"backend": self.backend.state_dict(), "trainer": trainer_state}, metric)
+    def save_checkpoint(self, tag: str, trainer_state: dict) -> None:
+        with open(self.checkpoints / tag / EMBEDDED_FILE, "wb") as file:  # a file of Python's says why it cannot write
+            torch.save({"backend": self.backend.state_dict(), "trainer": trainer_state}, file)
 
     def trainer_state(self) -> dict:
         return self._trainer_state

@@ -62,11 +62,13 @@ def check_settings(args: SimpleNamespace) -> None:
     _check_lengths(args)
     _check_loss(args)
     _check_data(args)
-    for flag in ("apo.max_generations", "apo.timeout", "reward.timeout"):
-        if not owners.value_of(args, flag) > 0:
+    for flag in ("apo.max_generations", "apo.max_mismatch", "apo.max_equal_rollouts", "apo.timeout", "reward.timeout"):
+        value = owners.value_of(args, flag)
+        if value is not None and not value > 0:
             raise OptionError(f"--{flag} {owners.value_of(args, flag)}: must be above 0")
-    if args.reward.max_failures < 0:
-        raise OptionError(f"--reward.max_failures {args.reward.max_failures}: must not be negative")
+    for flag in ("reward.max_failures", "train.max_restarts", "rollout.max_engine_restarts"):
+        if owners.value_of(args, flag) < 0:
+            raise OptionError(f"--{flag} {owners.value_of(args, flag)}: must not be negative")
 
 
 def _check_batches(args: SimpleNamespace) -> None:

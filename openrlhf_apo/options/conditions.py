@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from openrlhf_apo.cpu import has_cuda
 from openrlhf_apo.objectives import OPENRLHF
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.openrlhf_flags import SCHEDULERS_WITH_MIN_LR
@@ -67,7 +68,8 @@ CONDITIONS = [
     Condition(
         "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
         "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
-        "reward.remote_url reward.timeout reward.max_failures apo.check_weights apo.sync",
+        "reward.remote_url reward.timeout reward.max_failures reward.isolate apo.check_weights apo.sync "
+        "rollout.max_engine_restarts apo.max_mismatch",
         "with --apo.load_rollouts, which neither samples nor scores",
         lambda v: bool(v["apo.load_rollouts"]),
     ),
@@ -80,6 +82,17 @@ CONDITIONS = [
         "apo.check_weights",
         "with --vllm.tensor_parallel_size above 1, as an engine's shards are not compared",
         lambda v: v["vllm.tensor_parallel_size"] > 1,
+    ),
+    Condition(
+        "rollout.max_engine_restarts",
+        "where weights do not go to the engines in buckets, as the policy cannot join a new engine then",
+        lambda v: has_cuda() if v["apo.sync"] is None else v["apo.sync"] != "buckets",
+        "give --apo.sync buckets, or --train.max_restarts instead",
+    ),
+    Condition(
+        "reward.isolate",
+        "where the reward is no .py file (math_verify always has processes of its own)",
+        lambda v: not (v["reward.remote_url"] or "").endswith(".py"),
     ),
     Condition(
         "reward.max_failures",
@@ -114,7 +127,9 @@ CONDITIONS = [
         "give it, or drop this one",
     ),
     Condition("ckpt.max_num ckpt.max_mem", "with --ckpt.disable_ds", lambda v: v["ckpt.disable_ds"]),
-    Condition("ds.use_universal_ckpt", "without --ckpt.load_enable", lambda v: not v["ckpt.load_enable"]),
+    Condition(
+        "ds.use_universal_ckpt ckpt.allow_changed", "without --ckpt.load_enable", lambda v: not v["ckpt.load_enable"]
+    ),
     Condition(
         "logger.wandb.org logger.wandb.group logger.wandb.project",
         "without --logger.wandb.key",

@@ -75,7 +75,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=["openrlhf", "buckets"],
         help="how weights get to the engines: tensor by tensor, or many at once (default openrlhf, buckets on a CPU)",
     )
+    add(
+        "--apo.max_mismatch",
+        type=float,
+        default=1.0,
+        help="nats per token that engine and policy may differ by (rollout_mismatch) before the run stops (default 1)",
+    )
+    add(
+        "--apo.max_equal_rollouts",
+        type=int,
+        metavar="N",
+        help="stop after N rollouts in a row in which every group has equal rewards (default: warn, and go on)",
+    )
     add("--apo.timeout", type=float, default=3600.0, help="seconds any one wait may take (default 3600)")
+    add(
+        "--ckpt.allow_changed",
+        nargs="+",
+        metavar="FLAG",
+        help="go on from a checkpoint although these flags had another value when it was written",
+    )
+    add(
+        "--train.max_restarts",
+        type=int,
+        default=0,
+        help="how often a run under Ray whose process died starts anew from its last checkpoint (default 0)",
+    )
+    add(
+        "--rollout.max_engine_restarts",
+        type=int,
+        default=0,
+        help="how often an engine that died is replaced, in a run that goes on (default 0)",
+    )
     add("--actor.trust_remote_code", action="store_true", help="run the code that comes with a model")
     add("--reward", dest="reward.name", choices=["math_verify"], help="a reward by its short name")
     add(
@@ -84,6 +114,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="seconds a sample's reward may take (default 10 for math_verify, 180 for a function, 900 for a server)",
     )
     add("--reward.max_failures", type=int, default=0, help="samples that may fail to be scored in a run (default 0)")
+    add(
+        "--reward.isolate",
+        action="store_true",
+        help="run a reward file in processes of its own, without the run's secrets, that may be killed",
+    )
     add("--eval.ends", action="store_true", help="evaluate before the first and after the last rollout, too")
     add("--logger.actor_logs", action="store_true", help="show what Ray's actors print")
 

@@ -12,10 +12,12 @@ from openrlhf_apo.objectives import (
     GroupTargetBuilder,
 )
 from openrlhf_apo.options import owners
+from openrlhf_apo.options.manifest import manifest
 from openrlhf_apo.options.owners import build, owner_of
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupPlan, GroupSettings
 from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.plan import DataPlan, EvaluationPlan, OutputPlan, RewardPlan, RunPlan, Schedule
@@ -76,21 +78,28 @@ def run_plan(args: SimpleNamespace) -> RunPlan:
             urls=None if args.reward.name else args.reward.remote_url,
             timeout=args.reward.timeout,
             max_failures=args.reward.max_failures,
+            isolate=args.reward.isolate,
         ),
         evaluation=_evaluation(args, sampling),
         output=OutputPlan(
             directory=args.ckpt.output_dir,
             checkpoints=args.ckpt.path,
+            resumable=not args.ckpt.disable_ds,
+            max_checkpoints=args.ckpt.max_num,
+            max_checkpoints_gb=args.ckpt.max_mem,
             save_every=args.ckpt.save_steps if args.ckpt.save_steps > 0 else None,
             best_key=args.ckpt.best_metric_key,
             track_every=args.logger.logging_steps,
             resume=args.ckpt.load_enable,
+            allowed_changes=tuple(args.ckpt.allow_changed or ()),
         ),
         micro_batches=MicroBatchLimit(
             samples=None if args.train.dynamic_batch_enable else args.train.micro_batch_size,
             tokens=args.train.max_tokens_per_gpu,
             packed=args.ds.packing_samples,
         ),
+        health=Health(args.apo.max_mismatch, args.apo.max_equal_rollouts),
+        manifest=manifest(args),
         guidance=build(owners.GUIDANCE, args) if args.guidance.enable else None,
         group_filter=group_filter,
         max_generations=args.apo.max_generations,
@@ -98,6 +107,8 @@ def run_plan(args: SimpleNamespace) -> RunPlan:
         saved_rollouts=args.apo.load_rollouts,
         check_every_sync=args.apo.check_weights,
         timeout=args.apo.timeout,
+        max_restarts=args.train.max_restarts,
+        max_engine_restarts=args.rollout.max_engine_restarts,
     )
 
 

@@ -22,6 +22,8 @@ ONLY_RAY = (
     "apo.check_weights",
     "apo.sync",
     "apo.timeout",
+    "train.max_restarts",
+    "rollout.max_engine_restarts",
     "logger.actor_logs",
 )
 BOTH = ("ds.param_dtype", "ds.attn_implementation")

@@ -13,6 +13,7 @@ class Backend(Protocol):
     """The policy with its optimizer, and the frozen models beside it, sharded however the backend likes."""
 
     dp_size: int  # ranks over which `backward` averages gradients
+    vocabulary: int  # tokens that the policy has an embedding of
 
     def forward(
         self, weights: Weights, batch: MicroBatch, *, train: bool = False, entropy: bool = False

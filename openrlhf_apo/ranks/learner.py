@@ -1,16 +1,20 @@
 """One rank's share of an optimizer step: log-probs, and the sum over its samples forward and backward."""
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
+from openrlhf_apo.errors import RunError
 from openrlhf_apo.objectives import Terms
 from openrlhf_apo.ranks.backend import Backend, Weights
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.ranks.micro_batch_loss import micro_batch_loss
 from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.step import Report
+
+GO_BACK = "go back to a checkpoint, and lower --actor.adam.lr or --actor.max_norm"
 
 
 class Learner:
@@ -28,6 +32,12 @@ class Learner:
     def load_steps(self, steps: list[list[list[Sample]]]) -> None:
         """steps[step][micro-batch] = samples. Replaces the rollout before."""
         self.steps = [[MicroBatch.of(samples, self.pad_token_id) for samples in step] for step in steps]
+        largest = max((int(batch.sequences.max()) for step in self.steps for batch in step), default=0)
+        if largest >= self.backend.vocabulary:
+            raise RunError(
+                f"a sample has token {largest}, the policy only {self.backend.vocabulary} tokens: it was made with "
+                "another tokenizer"
+            )
         self.old, self.reference_log_probs, self.graph = {}, {}, None
 
     def log_prob_sums(self, step: int, weights: Weights, keep_graph: bool) -> list[float]:
@@ -35,6 +45,8 @@ class Learner:
         sums: list[float] = []
         for log_probs, _ in self._forward(step, weights, keep_graph=keep_graph):
             sums += log_probs.double().sum(-1).tolist()
+        if not all(map(math.isfinite, sums)):
+            raise RunError(f"log-probs of the {weights} are not finite: its weights hold NaN or Inf; {GO_BACK}")
         return sums
 
     def record_old(self, step: int, entropy: bool, keep_graph: bool) -> list[float]:
@@ -95,6 +107,8 @@ class Learner:
             old = self.old.setdefault((step, k), detached) if terms.loss is not None else detached
             mask = batch.action_mask.to(log_probs)
             loss, tokens = micro_batch_loss(share, log_probs, mask, old, reference, entropies, self.kl_estimator)
+            if not math.isfinite(loss.item()):
+                raise RunError(f"the loss of a micro-batch is {loss.item()}; {GO_BACK}")
             # The backend averages over the data-parallel ranks; the objective is a sum over them.
             self.backend.backward(loss * self.backend.dp_size)
             total_loss += loss.item()
@@ -106,6 +120,8 @@ class Learner:
             for name, values in tokens.items():
                 token_sums[name] += (values * counted).sum().item()
         grad_norm, lr = self.backend.step()
+        if not math.isfinite(grad_norm):
+            raise RunError(f"the norm of the gradient is {grad_norm}; {GO_BACK}")
         return Report(log_prob_sums, log_ratio_sums, grad_norm, lr, total_loss, dict(token_sums), num_tokens)
 
     def update_anchor(self, beta: float) -> None:

@@ -19,7 +19,9 @@ class FunctionReward:
     def check_label(label: object) -> None:
         """Any label will do: the function knows what it gets."""
 
-    def __call__(self, prompts: list[str], responses: list[str], labels: list) -> list[Reward | RewardFailure]:
+    def __call__(
+        self, prompts: list[str], responses: list[str], labels: list, max_failures: int
+    ) -> list[Reward | RewardFailure]:
         return [self._one(*answer) for answer in zip(prompts, responses, labels, strict=True)]
 
     def _one(self, prompt: str, response: str, label: object) -> Reward | RewardFailure:

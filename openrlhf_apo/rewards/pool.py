@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import queue
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+SECRETS = re.compile("token(?!izer)|secret|password|passwd|credential|api_?key|access_?key|wandb", re.IGNORECASE)
 START_LIMIT = 120.0  # seconds a worker may take to import its function; a busy machine is slow, a broken one is not
 ORPHAN_GRACE = 2.0  # seconds past the time limit after which a worker whose parent has died ends itself
 
@@ -42,16 +44,20 @@ class WorkerPool:
 
     function: "package.module:name", importable from the parent's `sys.path`. Its arguments and what it returns
         travel as JSON, so nothing that a worker says is ever unpickled.
-    memory_gb: address space of a worker (RLIMIT_AS), GiB. A call that needs more ends its worker ("crash").
+    setup: where given, what is called is function(*setup), made once in each worker.
+    memory_gb: what a worker may take beside what it has once its function is there (RLIMIT_AS), GiB. A call that needs
+        more ends its worker ("crash").
+
+    A worker sees no variable of the environment whose name tells of a secret. What it prints is thrown away.
 
     Workers start when first needed, or at `start`, and end with the pool, or with the process that owns it, however
     that dies. `counts` holds how many calls had each outcome.
     """
 
-    def __init__(self, function: str, workers: int = 2, memory_gb: float = 2.0):
+    def __init__(self, function: str, workers: int = 2, memory_gb: float = 2.0, setup: tuple | None = None):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self.function = function
+        self.function, self.setup = function, setup
         self.workers = workers
         self.memory_bytes = int(memory_gb * 2**30)
         self.counts: Counter[str] = Counter()
@@ -66,7 +72,16 @@ class WorkerPool:
         """Start every worker that is not running, without waiting until it has imported the function."""
         idle = [self._idle.get() for _ in range(self.workers)]
         for worker in idle:
-            self._idle.put(worker or _Worker(self.function, self.memory_bytes))
+            self._idle.put(worker or _Worker(self.function, self.memory_bytes, self.setup))
+
+    def wait_until_ready(self) -> None:
+        """Until a worker has its function. Raises RuntimeError, with what the worker said, where none can start."""
+        worker = self._idle.get()
+        try:
+            worker = worker or _Worker(self.function, self.memory_bytes, self.setup)
+            worker.wait_until_ready()
+        finally:
+            self._idle.put(worker)
 
     def call(self, *args, timeout: float) -> Result:
         """`function(*args)` in an idle worker, for at most `timeout` seconds.
@@ -81,7 +96,7 @@ class WorkerPool:
             if self._closed:
                 raise RuntimeError(f"the worker pool of {self.function} is closed")
             if worker is None or not worker.alive():
-                worker = _Worker(self.function, self.memory_bytes)
+                worker = _Worker(self.function, self.memory_bytes, self.setup)
             result = worker.call(args, timeout)
             keep = result.outcome in ("ok", "error")
         finally:
@@ -138,18 +153,20 @@ def shared_counts(function: str) -> Counter[str]:
 class _Worker:
     """The parent's side of one worker process: the process and our end of the socket to it."""
 
-    def __init__(self, function: str, memory_bytes: int):
+    def __init__(self, function: str, memory_bytes: int, setup: tuple | None):
         self._channel, theirs = multiprocessing.Pipe()
         self._function = function
         self._ready = False
-        serve = f"from {__name__} import _serve; _serve({theirs.fileno()}, {function!r}, {memory_bytes})"
+        serve = f"from {__name__} import _serve; _serve({theirs.fileno()}, {function!r}, {memory_bytes}, {setup!r})"
+        environment = {name: value for name, value in os.environ.items() if not SECRETS.search(name)}
         # A plain subprocess: multiprocessing would import the user's main script again in every worker.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", serve],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env={**environment, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         theirs.close()  # so that the worker's death reads as end-of-file here
 
@@ -162,8 +179,7 @@ class _Worker:
         self._channel.close()
 
     def call(self, args: tuple, timeout: float) -> Result:
-        if not self._ready:
-            self._wait_until_ready()
+        self.wait_until_ready()
         request = json.dumps([args, timeout]).encode()
         try:
             self._channel.send_bytes(request)
@@ -173,7 +189,9 @@ class _Worker:
         except (EOFError, OSError):
             return Result(None, "crash")
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        if self._ready:
+            return
         problem = f"it was not ready after {START_LIMIT:.0f} s"
         try:
             if self._channel.poll(START_LIMIT):
@@ -185,7 +203,7 @@ class _Worker:
         self._ready = True
 
 
-def _serve(fd: int, function: str, memory_bytes: int) -> None:
+def _serve(fd: int, function: str, memory_bytes: int, setup: tuple | None) -> None:
     """The worker process: import the function, say so, then answer one request after another until end-of-file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -193,10 +211,13 @@ def _serve(fd: int, function: str, memory_bytes: int) -> None:
     module, _, name = function.partition(":")
     try:
         target = getattr(importlib.import_module(module), name)
+        target = target if setup is None else target(*setup)
     except Exception as error:
         channel.send_bytes(json.dumps(repr(error)).encode())
         return
-    _lower_limit(resource.RLIMIT_AS, memory_bytes)
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        taken = int(statm.read().split()[0]) * resource.getpagesize()
+    _lower_limit(resource.RLIMIT_AS, taken + memory_bytes)
     _lower_limit(resource.RLIMIT_CORE, 0)
     channel.send_bytes(json.dumps("").encode())
 

@@ -21,7 +21,7 @@ class MathVerifyReward:
             return f"--reward math_verify needs an answer as label (text or a number), got {label!r}"
         return None
 
-    def __call__(self, prompts: list[str], responses: list[str], labels: list) -> list[Reward]:
+    def __call__(self, prompts: list[str], responses: list[str], labels: list, max_failures: int) -> list[Reward]:
         grades = grade_many(responses, list(map(str, labels)), timeout=self.timeout)
         self.not_verified += sum(grade.outcome != "ok" for grade in grades)
         return [Reward(grade.score) for grade in grades]

@@ -1,11 +1,14 @@
 """From a plan and the handles of a started policy and engine to a trainer."""
 
+import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from typing import TextIO
 
 from openrlhf_apo.errors import DataError, RunError
+from openrlhf_apo.trainer.checkpoint_folder import CheckpointFolder
 from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
@@ -14,9 +17,11 @@ from openrlhf_apo.trainer.loop import RolloutUpdate, Trainer
 from openrlhf_apo.trainer.metrics import MetricsFile
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
+from openrlhf_apo.trainer.resume import digest
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.rollouts import EngineRollouts, FileRollouts, Rollouts
 from openrlhf_apo.trainer.scoring import Scorer
+from openrlhf_apo.trainer.stop import StopSignals
 from openrlhf_apo.trainer.token_objective import TokenObjective
 from openrlhf_apo.trainer.update import Update
 
@@ -47,6 +52,11 @@ class Inputs:
             full, rest = divmod(len(rows), schedule.prompts_per_rollout)
             per_rollout = ([schedule.prompts_per_rollout] * full + [rest] * (rest > 0)) * schedule.episodes
         self.optimizer_steps = schedule.optimizer_steps(per_rollout)
+        # Of the prompts with their labels, or of saved rollouts by the sizes of their files.
+        content = self.saved.sizes() if self.saved else [asdict(row) for row in rows or ()]
+        flag = "apo.load_rollouts" if self.saved else "data.prompt_dataset"
+        # Of the run, for its checkpoints.
+        self.manifest = plan.manifest | {flag: digest(json.dumps(content, default=str).encode())}
 
 
 def assemble(
@@ -56,11 +66,13 @@ def assemble(
     engine: EngineHandle | None,
     vocab_size: int,
     *,
+    resume: bool = False,
     foreign_update: RolloutUpdate | None = None,
     trackers: list | None = None,
     console: TextIO = sys.stderr,
+    stop: StopSignals | None = None,
 ) -> Trainer:
-    """A trainer that goes on from the policy's checkpoint, where one was loaded. foreign_update: what trains on a
+    """A trainer. resume: it goes on from the checkpoint that the policy has loaded. foreign_update: what trains on a
     rollout in place of an objective of ours (`--loss openrlhf`)."""
     objective: GroupObjective | TokenObjective | None = None
     if plan.objective is None:
@@ -98,15 +110,22 @@ def assemble(
     if plan.evaluation is not None:
         assert inputs.held_out is not None
         evaluation = Evaluation(inputs.held_out, plan.evaluation.sampling, plan.evaluation.every, plan.evaluation.ends)
-    checkpoints = Checkpoints(policy, plan.output.save_every, plan.output.best_key)
+    output = plan.output
+    folder = None
+    if output.resumable:
+        folder = CheckpointFolder(
+            output.checkpoints, output.max_checkpoints, output.max_checkpoints_gb, inputs.manifest
+        )
+    checkpoints = Checkpoints(policy, folder, output.save_every, output.best_key)
     parts: dict[str, Stateful | None] = {
         "scorer": inputs.scorer,
         "prompts": inputs.prompts,
         "objective": objective,
         "guidance": plan.guidance,
+        "health": plan.health,
     }
     state = {name: part for name, part in parts.items() if part is not None}
-    done = _resume(plan, policy, state | {"checkpoints": checkpoints})
+    done = _resume(policy, state | {"checkpoints": checkpoints}) if resume else 0
     return Trainer(
         policy=policy,
         engine=engine,
@@ -116,28 +135,26 @@ def assemble(
         scorer=inputs.scorer,
         evaluation=evaluation,
         checkpoints=checkpoints,
-        metrics=MetricsFile(os.path.join(plan.output.directory, "metrics.jsonl"), done or None),
+        metrics=MetricsFile(os.path.join(output.directory, "metrics.jsonl"), done or None),
         trackers=trackers or [],
+        health=plan.health,
+        restarts=plan.restarts,
         console=console,
-        track_every=plan.output.track_every,
+        stop=stop or StopSignals(),
+        track_every=output.track_every,
         check_every_sync=plan.check_every_sync,
         state=state,
         done=done,
     )
 
 
-def _resume(plan: RunPlan, policy: PolicyHandle, parts: dict[str, Stateful]) -> int:
+def _resume(policy: PolicyHandle, parts: dict[str, Stateful]) -> int:
     """Load the parts' states from the policy's checkpoint; the number of rollouts that are already done."""
-    if not plan.output.resume:
-        return 0
     loaded = policy.trainer_state()
-    if not loaded:
-        logger.warning("no checkpoint in %s to resume from: starting anew", plan.output.checkpoints)
-        return 0
     if missing := [name for name in parts if name not in loaded]:
         raise RunError(
-            f"the checkpoint in {plan.output.checkpoints} has no state of {', '.join(missing)}: resume with the "
-            "version and flags that wrote it, or start anew in another --ckpt.path"
+            f"the checkpoint has no state of {', '.join(missing)}: resume with the version and flags that wrote it, "
+            "or start anew in another --ckpt.path"
         )
     for name, part in parts.items():
         part.load_state_dict(loaded[name])

@@ -43,9 +43,9 @@ class PolicyHandle(Protocol):
     def update_anchor(self, beta: float) -> None:
         """anchor ← beta · anchor + (1 − beta) · policy, in float32. 0 copies the policy."""
 
-    def save_checkpoint(self, tag: str, trainer_state: dict, metric: tuple[str, float] | None = None) -> None:
-        """Weights, optimizer, scheduler, anchor and the trainer's state (JSON-able), as checkpoint `tag`.
-        metric: (name, value) of the evaluation that decides which checkpoints are kept longest."""
+    def save_checkpoint(self, tag: str, trainer_state: dict) -> None:
+        """Weights, optimizer, scheduler, anchor and the trainer's state (JSON-able), into the folder
+        `--ckpt.path/_actor/tag`."""
 
     def trainer_state(self) -> dict:
         """The trainer's state of the checkpoint loaded at start-up; empty when none was."""
@@ -70,7 +70,9 @@ class SamplingSettings:
 
 
 class EngineHandle(Protocol):
-    """What samples completions."""
+    """What samples completions. restarts: how many engines died and were replaced so far."""
+
+    restarts: int
 
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None

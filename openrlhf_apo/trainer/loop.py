@@ -3,6 +3,7 @@
 It knows handles only (handles.py), so whatever implements them is trained by this loop.
 """
 
+import copy
 import logging
 import statistics
 import sys
@@ -16,10 +17,12 @@ from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
+from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.metrics import MetricsFile
 from openrlhf_apo.trainer.rollouts import Rollouts
 from openrlhf_apo.trainer.samples import Sample, whole_groups
 from openrlhf_apo.trainer.scoring import Scorer
+from openrlhf_apo.trainer.stop import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +43,30 @@ class Trainer:
     evaluation: Evaluation | None
     checkpoints: Checkpoints
     metrics: MetricsFile
+    health: Health
     trackers: list = field(default_factory=list)  # OpenRLHF's loggers
     track_every: int = 1  # rollouts
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
     state: dict[str, Stateful] = field(default_factory=dict)  # saved beside the weights
     console: TextIO = sys.stderr  # of the progress bar
+    restarts: int = 0  # of the whole run, by --train.max_restarts
     done: int = 0  # rollouts
+    stop: StopSignals = field(default_factory=StopSignals)
 
     def fit(self) -> None:
+        """Raises Stopped, with a checkpoint of all that was trained, when the run is asked to end."""
         if self.done < len(self.rollouts) and not self.rollouts.exhausted:
-            self._train()
+            self._after_last = copy.deepcopy(self._state(self.done))
+            try:
+                self._train()
+            except Stopped:
+                if self.done > 0 and self.checkpoints.newest != self.done:
+                    self.checkpoints.save(self.done, self._after_last)
+                raise
         else:
             logger.info("nothing left to train: all %d rollouts are done", self.done)
-        self.policy.save_model()
+        with self.stop.held():
+            self.policy.save_model()
 
     def _train(self) -> None:
         clock = Clock()
@@ -65,20 +79,27 @@ class Trainer:
         progress = tqdm(
             range(self.done, len(self.rollouts)), initial=self.done, total=len(self.rollouts), file=self.console
         )
-        for done in progress:
-            rollout = done + 1
-            row = self._turn(rollout, clock)
-            self._log(row, progress)
-            with clock("save"):
-                self.checkpoints.after_rollout(rollout, row, self._state(rollout))
+        for _ in progress:
+            rollout = self.done + 1
+            samples = self.rollouts.sample(rollout, clock)
+            with self.stop.held():
+                row = self._turn(rollout, samples, clock)
+                self._log(row, progress)
+                if "reward_mean" in row:
+                    self.health.check(row)
+                self.done, self._after_last = rollout, copy.deepcopy(self._state(rollout))
+                with clock("save"):
+                    self.checkpoints.after_rollout(rollout, row, self._after_last)
+            self.stop.check()
             if self.rollouts.exhausted and rollout < len(self.rollouts):
                 logger.info("rollout %d was the last: dynamic filtering has used up the prompts", rollout)
                 break
 
-    def _turn(self, rollout: int, clock: Clock) -> dict:
-        samples = self.rollouts.sample(rollout, clock)
+    def _turn(self, rollout: int, samples: list[Sample], clock: Clock) -> dict:
         groups = whole_groups(samples, self.group_size)
-        row = {"step": rollout} | self.scorer.metrics() | self.rollouts.metrics
+        row = {"step": rollout} | self.scorer.metrics() | self.rollouts.metrics | {"restarts": self.restarts}
+        if self.engine:
+            row["engine_restarts"] = self.engine.restarts
         if groups:
             row |= _sample_metrics(samples)
             with clock("update"):
@@ -92,7 +113,11 @@ class Trainer:
             logger.warning("rollout %d: every group was dropped, nothing to train on", rollout)
         last = rollout == len(self.rollouts) or self.rollouts.exhausted
         if self.evaluation and self.evaluation.is_due(rollout, last):
-            row |= self._evaluate(clock)
+            try:
+                with self.stop.held(False):
+                    row |= self._evaluate(clock)
+            except Stopped:
+                logger.warning("the evaluation after rollout %d is left out", rollout)
         times = clock.lap()
         if groups:
             tokens = sum(len(sample.response_ids) for sample in samples)

@@ -15,6 +15,7 @@ and
 - objectives: `loss`; `clipped_fraction` of tokens and `ppo_kl` [nats] of token objectives; `kl` to the reference and
   `entropy` per token [nats] where they are measured; `adrpo_beta_mean`, `adrpo_beta_max`; `clip_low`, `clip_high` and
   `positive_share` of bapo; `conflict_fraction` of gtpo
+- recovery: `restarts` of the whole run, `engine_restarts`
 - machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]
 - evaluations: `eval/pass1`, on the line of the rollout they follow

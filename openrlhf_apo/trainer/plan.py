@@ -7,6 +7,7 @@ from typing import Any
 from openrlhf_apo.objectives import Guidance
 from openrlhf_apo.trainer.group_objective import GroupPlan
 from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.regularizer import Regularizer
@@ -43,12 +44,13 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class RewardPlan:
-    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call. function: in place of
-    both, a Python function of prompt, response and label."""
+    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call. isolate: the file runs
+    in processes of its own. function: in place of both, a Python function of prompt, response and label."""
 
     urls: list[str] | None
     timeout: float
     max_failures: int
+    isolate: bool = False
     function: Callable[[str, str, Any], float] | None = None
 
 
@@ -63,10 +65,14 @@ class EvaluationPlan:
 class OutputPlan:
     directory: str  # metrics.jsonl and the trained model
     checkpoints: str
+    resumable: bool  # checkpoints are written whole, and not only as a Hugging Face folder
+    max_checkpoints: int
+    max_checkpoints_gb: float
     save_every: int | None  # rollouts; None: never
     best_key: str
     track_every: int
     resume: bool
+    allowed_changes: tuple[str, ...]  # flags whose value may differ from the checkpoint's
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ class RunPlan:
     evaluation: EvaluationPlan | None
     output: OutputPlan
     micro_batches: MicroBatchLimit
+    health: Health
+    manifest: dict  # {flag: value} of what decides the optimizer steps, but the data
     guidance: Guidance | None = None
     group_filter: GroupFilter | None = None
     max_generations: int = 1
@@ -91,6 +99,9 @@ class RunPlan:
     saved_rollouts: str | None = None
     check_every_sync: bool = False
     timeout: float = 3600.0  # seconds any one wait may take
+    max_restarts: int = 0  # of the whole run, from its last checkpoint
+    restarts: int = 0  # so far
+    max_engine_restarts: int = 0
 
     @property
     def anchor_weights(self) -> bool:

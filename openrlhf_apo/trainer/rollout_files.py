@@ -16,6 +16,10 @@ class RolloutFiles:
     def __len__(self) -> int:
         return len(list(self.directory.glob("rollout_*.jsonl")))
 
+    def sizes(self) -> list[int]:
+        """Of the files, bytes."""
+        return [path.stat().st_size for path in sorted(self.directory.glob("rollout_*.jsonl"))]
+
     def write(self, rollout: int, samples: list[Sample]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self._path(rollout)

@@ -23,9 +23,16 @@ class Scorer:
 
     def score(self, samples: list[Sample]) -> list[Sample]:
         """The scored samples of the groups in which every sample could be scored."""
-        rewards = self.reward([s.prompt for s in samples], [s.response for s in samples], [s.label for s in samples])
+        rewards = self.reward(
+            [s.prompt for s in samples],
+            [s.response for s in samples],
+            [s.label for s in samples],
+            self.max_failures - self.failures,
+        )
         failed: dict[int, int] = defaultdict(int)
         for sample, reward in zip(samples, rewards, strict=True):
+            if reward is None:  # left out for the failures that follow
+                continue
             if not isinstance(reward, RewardFailure):
                 sample.reward, sample.score, sample.extra = reward.value, reward.score, reward.extra
                 continue

@@ -30,6 +30,7 @@ class DeepSpeedBackend:
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
         policy.eval()
+        self.vocabulary = policy.model.module.get_input_embeddings().num_embeddings
         self.blockwise = strategy.ring_attn_group is None and has_plain_head(policy.model)
         # ZeRO-3 gathers weights in the order of one forward.
         self.share_prompts = strategy.stage < 3 and can_share_prompts(policy.model)
@@ -71,7 +72,9 @@ class DeepSpeedBackend:
 
     def step(self) -> tuple[float, float]:
         self.strategy.optimizer_step(None, self.policy, self.scheduler, name="actor")
-        if not self.strategy.clips_before_the_optimizer:
+        # In fp16 DeepSpeed passes over a step whose scaled gradient overflows, and lowers the scale: the norm stays.
+        skipped = self.strategy.param_dtype == "fp16" and not self.policy.model.was_step_applied()
+        if not self.strategy.clips_before_the_optimizer and not skipped:
             self.grad_norm = self.strategy.get_grad_norm(self.policy)
         return self.grad_norm, self.scheduler.get_last_lr()[0]
 

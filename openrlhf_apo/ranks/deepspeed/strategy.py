@@ -20,9 +20,10 @@ class RankPlan:
 
 
 class ApoStrategy(DeepspeedStrategy):
-    """plan: None for `--loss openrlhf`, where gradients accumulate as OpenRLHF counts them."""
+    """plan: None for `--loss openrlhf`, where gradients accumulate as OpenRLHF counts them. resume: the name of the
+    checkpoint to go on from, None to start anew."""
 
-    def __init__(self, args, plan: RankPlan | None):
+    def __init__(self, args, plan: RankPlan | None, resume: str | None = None):
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -32,7 +33,18 @@ class ApoStrategy(DeepspeedStrategy):
             zero_stage=args.ds.zero_stage,
             args=args,
         )
-        self.plan = plan
+        self.plan, self.resume = plan, resume
+
+    def load_ckpt(self, model, load_dir, **settings):
+        # DeepSpeed would take the one that its file `latest` names, and go on without a word where there is none.
+        if self.resume is None:
+            return None, {}
+        return super().load_ckpt(model, load_dir, tag=self.resume, **settings)
+
+    def save_ckpt(self, model, save_dir, tag=None, max_num=3, max_mem=1000, client_state=None, **_):
+        # DeepSpeed's files alone. The driver says when they are complete, and removes older checkpoints after that;
+        # OpenRLHF removes them first.
+        model.save_checkpoint(save_dir, tag=tag, client_state=client_state, save_latest=False)
 
     @property
     def clips_before_the_optimizer(self) -> bool:

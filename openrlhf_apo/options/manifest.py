@@ -1,0 +1,83 @@
+"""What a checkpoint says of the run that wrote it, so that another run does not go on from it unnoticed."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from openrlhf_apo.trainer.resume import digest
+
+# What may differ where a run is resumed, as no optimizer step follows from it; by prefix. Prompts, which have flags
+# under `data.`, are compared by what they are (trainer/resume.py).
+FREE = (
+    "actor.gradient_checkpointing_",
+    "actor.trust_remote_code",
+    "apo.check_weights",
+    "apo.device",
+    "apo.load_rollouts",
+    "apo.max_equal_rollouts",
+    "apo.max_mismatch",
+    "apo.save_rollouts",
+    "apo.sync",
+    "apo.timeout",
+    "ckpt.",
+    "config",
+    "critic.",
+    "data.",
+    "dry_run",
+    "ds.attn_implementation",
+    "ds.packing_samples",
+    "eval.",
+    "given",
+    "local_rank",
+    "logger.",
+    "ref.",
+    "reward.isolate",
+    "reward.max_failures",
+    "reward.num_",
+    "reward.offload",
+    "reward.timeout",
+    "rollout.max_engine_restarts",
+    "rollout.max_tokens_per_gpu",
+    "rollout.micro_batch_size",
+    "rollout.vllm_generate_batch_size",
+    "runtime",
+    "train.colocate_",
+    "train.dynamic_batch_enable",
+    "train.max_restarts",
+    "train.max_tokens_per_gpu",
+    "train.micro_batch_size",
+    "use_ms",
+    "vllm.",
+)
+NOT_FREE = ("data.max_len",)
+
+
+def manifest(args: SimpleNamespace) -> dict:
+    """{flag: value} of what decides the run's optimizer steps. Files count by their content, and not by their names;
+    addresses by a digest, since they may hold a secret."""
+    found = {flag: value for flag, value in _flat(args).items() if flag in NOT_FREE or not flag.startswith(FREE)}
+    found["actor.model_name_or_path"] = _model(args.actor.model_name_or_path)
+    if args.loss_path:
+        found["loss_path"] = _file(Path(args.loss_path))
+    if args.reward.name is None and args.reward.remote_url:
+        urls = args.reward.remote_url
+        is_file = urls[0].endswith(".py")
+        found["reward.remote_url"] = _file(Path(urls[0])) if is_file else digest(json.dumps(urls).encode())
+    return json.loads(json.dumps(found))  # tuples are lists there
+
+
+def _file(path: Path) -> str:
+    return digest(path.read_bytes())
+
+
+def _model(name: str) -> str:
+    """Of a folder its configuration, which its weights must fit; of a hub model the name."""
+    configuration = Path(name) / "config.json"
+    return _file(configuration) if configuration.is_file() else name
+
+
+def _flat(settings: SimpleNamespace, prefix: str = "") -> dict:
+    flat: dict = {}
+    for name, value in vars(settings).items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, SimpleNamespace) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,138 @@
+"""A job that is asked to end, killed, started twice, or has nowhere to write."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from outcome import outcome
+from real_runs import MODULE, without_clock
+
+from openrlhf_apo.errors import OptionError, RunError
+from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
+from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.output_lock import lock_outputs
+from openrlhf_apo.trainer.stop import Stopped, StopSignals
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SLOW_REWARD = """
+import time
+def reward_func(queries, prompts, labels, **kwargs):
+    time.sleep(0.05)
+    return {"rewards": [float(len(queries[0]) % 5)]}
+"""
+
+
+@pytest.fixture(scope="module")
+def slow(short, tmp_path_factory) -> list[str]:
+    """A run that takes long enough to be met by a signal in the middle of a rollout."""
+    path = tmp_path_factory.mktemp("reward") / "slow.py"
+    path.write_text(SLOW_REWARD)
+    return [*short, "--reward.remote_url", str(path), "--train.num_episodes", "3"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(slow, tmp_path_factory) -> list[dict]:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    process = start(slow, out)  # in a process of its own, as what it is compared with: as many threads
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    return without_clock(read_metrics(out / "metrics.jsonl"))
+
+
+def start(flags: list[str], out: Path, *more: str, runtime: str = "embedded") -> subprocess.Popen:
+    where = ["--runtime", runtime, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt")]
+    return subprocess.Popen([*MODULE, *flags, *where, *more], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(process: subprocess.Popen, out: Path, rows: int, seconds: float = 120) -> None:
+    path, ends = out / "metrics.jsonl", time.monotonic() + seconds
+    while not (path.exists() and path.read_bytes().count(b"\n") >= rows):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name)
+def test_a_run_that_is_asked_to_end_keeps_all_that_was_trained(slow, uninterrupted, tmp_path, signum):
+    process = start(slow, tmp_path)
+    wait_for_rows(process, tmp_path, 2)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    lines = said.strip().splitlines()
+    assert lines[-1] == f"error: stopped by {signum.name}" and "Traceback" not in said
+    newest = complete_checkpoints(tmp_path / "ckpt" / "_actor")[0]
+    assert newest.rollout == read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] >= 2
+    assert f"all up to rollout {newest.rollout} is kept" in lines[-2]
+    command = lines[-2].split("from there: ")[1]
+    resumed = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert without_clock(read_metrics(tmp_path / "metrics.jsonl")) == uninterrupted
+
+
+def test_asked_twice_it_ends_at_once_and_it_listened_nowhere(short, tmp_path):
+    reward = tmp_path / "hangs.py"
+    reward.write_text("import time\ndef reward_func(queries, prompts, labels):\n    time.sleep(600)\n")
+    process = start(short, tmp_path / "out", "--reward.remote_url", str(reward))
+    log = tmp_path / "out" / "run.log"
+    while not (log.exists() and b"optimizer steps in all" in log.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(2)
+    run = psutil.Process(process.pid)
+    sockets = [socket for each in [run, *run.children(recursive=True)] for socket in each.net_connections("inet")]
+    assert [socket for socket in sockets if socket.status == psutil.CONN_LISTEN] == []
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and not list((tmp_path / "out" / "ckpt").glob("_actor/*"))
+
+
+def test_a_signal_waits_for_what_is_held():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        with stop.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done = True
+            with pytest.raises(Stopped), stop.held(False):
+                raise AssertionError("not reached")
+        assert done
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stop.check()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_two_runs_in_one_directory_are_refused(short, tmp_path):
+    locks = lock_outputs({"--ckpt.output_dir": str(tmp_path)})
+    with pytest.raises(OptionError, match=rf"is in use by another run \(process {os.getpid()}\)"):
+        lock_outputs({"--ckpt.path": str(tmp_path)})
+    code, error = outcome(short, tmp_path)
+    assert code == 2 and "is in use by another run" in error
+    for lock in locks:
+        lock.close()
+    lock_outputs({"--ckpt.output_dir": str(tmp_path)})[0].close()
+
+
+def test_a_directory_that_cannot_be_written_is_refused(short, tmp_path):
+    (tmp_path / "file").write_text("")
+    for directory in ("/proc/apo", str(tmp_path / "file" / "below")):
+        code, error = outcome(short, Path(directory))
+        assert code == 2 and "give a directory that can be written" in error, error
+
+
+def test_a_ray_address_where_nobody_answers_is_named(monkeypatch):
+    from openrlhf_apo.cluster.start import refuse_silent
+
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with pytest.raises(RunError, match=f"no Ray head answers at RAY_ADDRESS {address}"):
+        refuse_silent(address)
+    refuse_silent("auto")
