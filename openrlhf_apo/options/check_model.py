@@ -33,7 +33,10 @@ def _configurations(model: str) -> list[str]:
     from transformers.utils import cached_file
 
     tokenizer = cached_file(model, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    return [cached_file(model, "config.json"), *([tokenizer] if tokenizer else [])]
+    config = cached_file(model, "config.json")
+    if config is None:  # of a folder without it
+        raise OSError("no config.json there")
+    return [config, *([tokenizer] if tokenizer else [])]
 
 
 def _brings_code(path: str) -> bool:
