@@ -41,7 +41,6 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     foreign_update = None
     if plan.objective is None:
         foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
-    trackers = make_trackers(args)
     trainer = assemble(
         plan,
         inputs,
@@ -50,15 +49,11 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         len(tokenizer),
         resume=resume is not None,
         foreign_update=foreign_update,
-        trackers=trackers,
+        trackers=make_trackers(args),
         console=console,
         stop=stop,
     )
-    try:
-        trainer.fit()
-    finally:
-        for tracker in trackers:
-            tracker.close()
+    trainer.fit()
 
 
 def _rank_plan(plan: RunPlan) -> RankPlan | None:

@@ -71,7 +71,6 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         resume=resume,
     )
     engine = None if plan.saved_rollouts else EmbeddedEngine(model, tokenizer)
-    trackers = make_trackers(args)
     trainer = assemble(
         plan,
         inputs,
@@ -79,12 +78,8 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         engine,
         len(tokenizer),
         resume=resume is not None,
-        trackers=trackers,
+        trackers=make_trackers(args),
         console=console,
         stop=stop,
     )
-    try:
-        trainer.fit()
-    finally:
-        for tracker in trackers:
-            tracker.close()
+    trainer.fit()

@@ -65,7 +65,7 @@ def check_settings(args: SimpleNamespace) -> None:
     for flag in ("apo.max_generations", "apo.max_mismatch", "apo.max_equal_rollouts", "apo.timeout", "reward.timeout"):
         value = owners.value_of(args, flag)
         if value is not None and not value > 0:
-            raise OptionError(f"--{flag} {owners.value_of(args, flag)}: must be above 0")
+            raise OptionError(f"--{flag} {value}: must be above 0")
     for flag in ("reward.max_failures", "train.max_restarts", "rollout.max_engine_restarts"):
         if owners.value_of(args, flag) < 0:
             raise OptionError(f"--{flag} {owners.value_of(args, flag)}: must not be negative")

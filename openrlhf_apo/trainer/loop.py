@@ -55,6 +55,13 @@ class Trainer:
 
     def fit(self) -> None:
         """Raises Stopped, with a checkpoint of all that was trained, when the run is asked to end."""
+        try:
+            self._fit()
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+
+    def _fit(self) -> None:
         if self.done < len(self.rollouts) and not self.rollouts.exhausted:
             self._after_last = copy.deepcopy(self._state(self.done))
             try:
