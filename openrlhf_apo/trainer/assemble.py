@@ -126,6 +126,7 @@ def assemble(
     }
     state = {name: part for name, part in parts.items() if part is not None}
     done = _resume(policy, state | {"checkpoints": checkpoints}) if resume else 0
+    checkpoints.newest = done or None  # asked to end at once, a resumed run has it already, and leaves it alone
     return Trainer(
         policy=policy,
         engine=engine,

@@ -16,6 +16,7 @@ from openrlhf_apo.errors import OptionError, RunError
 from openrlhf_apo.trainer.checkpoint_folder import MARKER, CheckpointFolder, complete_checkpoints, find_checkpoint
 from openrlhf_apo.trainer.checkpoints import Checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.stop import Stopped
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -165,6 +166,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(short, trained, resumable):
     assert outcome(short, resumable, "--ckpt.save_steps", "1", "--ckpt.load_enable") == (0, "")
     rows = [without_clock(read_metrics(out / "metrics.jsonl")) for out in (trained, resumable)]
     assert rows[0] == rows[1]
+
+
+def test_a_resumed_run_that_is_asked_to_end_at_once_leaves_its_checkpoint_alone(short, resumable, monkeypatch):
+    marker = resumable / "ckpt" / "_actor" / "global_step1" / MARKER
+    before = marker.stat().st_mtime_ns
+
+    def stopped(*_):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("openrlhf_apo.trainer.rollouts.EngineRollouts.sample", stopped)
+    with pytest.raises(Stopped):
+        outcome(short, resumable, "--ckpt.save_steps", "1", "--ckpt.load_enable")
+    assert marker.stat().st_mtime_ns == before
 
 
 CHANGES = {
