@@ -28,6 +28,8 @@ UPSTREAM = [
     ("deepspeed", "runtime/zero/partition_parameters.py", "launch_handles[-1].wait()"),
     ("deepspeed", "runtime/engine.py", "def managed_gradient_accumulation(self):"),
     ("accelerate", "utils/other.py", "        from deepspeed import DeepSpeedEngine"),
+    ("torch", "distributed/rendezvous.py", "        return TCPStore(\n            host_name=hostname,"),
+    ("ray", "_private/worker.py", "_node_ip_address = services.resolve_ip_for_localhost(_node_ip_address)"),
     ("vllm", "model_executor/layers/linear.py", "dispatch_cpu_unquantized_gemm(layer, remove_weight=True)"),
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ import setuptools  # noqa: F401
 
 from openrlhf_apo import cpu
 from openrlhf_apo.cluster.calls import ActorDied
+from openrlhf_apo.cpu import patches
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.stop import StopSignals
@@ -26,6 +27,12 @@ from openrlhf_apo.trainer.stop import StopSignals
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
+# For a run on this machine alone: nothing of it listens where another machine could reach it.
+LOOPBACK_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": patches.LOOPBACK,
+}
 
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
@@ -76,10 +83,12 @@ def start_ray(args: SimpleNamespace) -> None:
     if address:
         settings["runtime_env"] = {"env_vars": environment}
     else:
+        environment |= {name: os.environ.get(name, value) for name, value in LOOPBACK_ENVIRONMENT.items()}
         # Inherited, so that the workers that Ray starts with itself can be the actors.
         os.environ.update(environment)
+        patches.keep_ray_on_loopback()
         # "local", since without it ray.init joins whatever cluster a file on this machine names.
-        settings |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        settings |= {"address": "local", "include_dashboard": False, "_node_ip_address": patches.LOOPBACK}
         if not cpu.has_cuda():
             # OpenRLHF asks Ray for GPUs; here they are only a count that places one actor each. Ray starts a worker
             # for every CPU, which imports what all actors need while the driver is still busy; the soft limit keeps it

@@ -53,6 +53,7 @@ def install() -> None:
     from openrlhf_apo.cpu import patches
 
     patches.allow_float32_parameters()
+    patches.keep_stores_on_loopback()
     patches.import_openrlhf_without_flash_attn()
     if not has_cuda():
         for name, value in CPU_ENVIRONMENT.items():

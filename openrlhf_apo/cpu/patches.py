@@ -6,12 +6,15 @@ openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0. `tests/test_patches.py` fails wh
 import importlib
 import importlib.machinery
 import importlib.util
+import socket
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+LOOPBACK = "127.0.0.1"
 
 
 def import_openrlhf_without_flash_attn() -> None:
@@ -65,6 +68,35 @@ def allow_float32_parameters() -> None:
         return torch.float32 if param_dtype == "fp32" else original(param_dtype)
 
     upstream.convert_to_torch_dtype = convert_to_torch_dtype
+
+
+def keep_stores_on_loopback() -> None:
+    """torch/distributed/rendezvous.py:199: a process group's store listens on every interface, whatever its host.
+
+    Where its host is the loopback address, all ranks are on this machine, and it listens there alone.
+    """
+    upstream = importlib.import_module("torch.distributed.rendezvous")  # the attribute of that name is a function
+    original = upstream.TCPStore
+    if original.__module__ == __name__:
+        return
+
+    def loopback_store(host_name: str, port: int, is_master: bool, **settings) -> torch.distributed.Store:
+        if is_master and host_name == LOOPBACK:
+            listener = socket.create_server((host_name, port))
+            settings["master_listen_fd"] = listener.detach()  # the store's from here on
+        return original(host_name, port, is_master=is_master, **settings)
+
+    upstream.TCPStore = loopback_store
+
+
+def keep_ray_on_loopback() -> None:
+    """ray/_private/worker.py:1817 replaces the node address 127.0.0.1 by one that other machines reach.
+
+    Ray's processes (gcs_server, raylet, agents, workers) listen on loopback alone where the node address is 127.0.0.1.
+    """
+    import ray._private.services as upstream
+
+    upstream.resolve_ip_for_localhost = lambda host: host
 
 
 class CpuDevice(str):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from outcome import outcome
 from real_runs import without_clock
 
@@ -115,6 +116,28 @@ def test_the_checkpoints_of_another_program_are_refused(tmp_path):
     (tmp_path / "_actor" / "latest").write_text("global_step7")
     with pytest.raises(OptionError, match="were not written by this trainer"):
         find_checkpoint(tmp_path / "_actor")
+
+
+class Payload:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path):
+    """DeepSpeed reads its files by pickle, which runs what a file says; ours hold weights and numbers alone. That its
+    own can still be read is what test_end_to_end.py's resumed run shows."""
+    from openrlhf_apo.ranks.deepspeed.plain_checkpoints import PlainCheckpoints
+
+    path, marker = tmp_path / "mp_rank_00_model_states.pt", tmp_path / "owned"
+    torch.save({"module": Payload(marker)}, path)
+    with pytest.raises(RunError, match=r"holds more than weights and numbers, .*posix.system"):
+        PlainCheckpoints().load(str(path))
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # it can fail
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_those_before(tmp_path):

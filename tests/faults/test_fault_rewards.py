@@ -3,6 +3,9 @@
 import http.server
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -146,3 +149,52 @@ def test_a_reward_server_that_works_trains(short, tmp_path):
         code, error = outcome(short, tmp_path / "out", REWARD, url, "--reward.timeout", "2")
     assert code == 0, error
     assert os.path.exists(tmp_path / "out" / "model.safetensors")
+
+
+EVALUATED = r"""
+import json, sys
+from openrlhf_apo.rewards.grading import grade
+
+answers = json.loads(sys.argv[1])
+forms = ["{}", "the answer is {}", "= {}", "\\boxed{{{}}}", "#### {}", "${}$", "answer: 3+{}", "(1+{})*2"]
+grade("so it is 1/2", "3", "lenient"), grade("\\boxed{\\frac{1}{2}}", "3", "strict")  # what is imported late
+seen = []
+
+def hook(event, args):
+    if args and isinstance(args[0], (str, bytes)):
+        seen.append([event, args[0] if isinstance(args[0], str) else args[0].decode()])
+
+sys.addaudithook(hook)
+for answer in answers:
+    for form in forms:
+        for mode in ("lenient", "strict"):
+            grade(form.format(answer), "18", mode)
+print(json.dumps(seen))
+"""
+
+
+def test_an_answer_is_never_run_as_code():
+    """math-verify hands SymPy's parse_expr, which calls eval, what its pattern of an expression matched: digits and
+    operators. No name of an answer gets there, so none can be called; LaTeX goes through a grammar."""
+    answers = ["__import__('os').system('touch owned')", "1+__import__('os').system('x')", "(1).__class__", "2**3+1"]
+    answers += [
+        "lambda: 0",
+        "9*(1+2)",
+        "open('owned','w')",
+        "eval('1')",
+        "exec(chr(49))",
+        "[x for x in (1,)]",
+        "f'{1}'",
+    ]
+    answers += ["os.getpid()", "1 if True else 2", r"\text{__import__('os')}", "１+２", "quit()", "print(1)", "1/2"]
+    found = subprocess.run(
+        [sys.executable, "-c", EVALUATED, json.dumps(answers)], capture_output=True, text=True, timeout=120, check=True
+    )
+    seen = json.loads(found.stdout)
+    evaluated = {source for event, source in seen if event in ("compile", "exec")}
+    evaluated = {source for source in evaluated if not source.startswith(("def monomial_", "from sympy import *"))}
+    evaluated -= {"Expression"}  # these are SymPy's own
+    numbers = re.compile(r"(?:(?:Integer|Float) \('?[\d.]+'? ?\)|[\d\s+\-*/()])+")
+    assert any("**" in source for source in evaluated)  # the hook sees them
+    assert [source for source in evaluated if not numbers.fullmatch(source)] == []
+    assert [event for event, _ in seen if event.startswith(("os.", "subprocess", "socket", "shutil"))] == []

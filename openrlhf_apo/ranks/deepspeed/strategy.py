@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_apo.cpu import has_cuda
+from openrlhf_apo.ranks.deepspeed.plain_checkpoints import PlainCheckpoints
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ApoStrategy(DeepspeedStrategy):
         # DeepSpeed would take the one that its file `latest` names, and go on without a word where there is none.
         if self.resume is None:
             return None, {}
+        model.checkpoint_engine = PlainCheckpoints(model._config)
         return super().load_ckpt(model, load_dir, tag=self.resume, **settings)
 
     def save_ckpt(self, model, save_dir, tag=None, max_num=3, max_mem=1000, client_state=None, **_):
