@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 from safetensors.torch import load_file
 
 from openrlhf_apo.trainer.metrics import read_metrics
@@ -45,3 +47,43 @@ def without_clock(rows: list[dict]) -> list[dict]:
         {key: value for key, value in row.items() if not key.startswith("time/") and key != "tokens_per_s"}
         for row in rows
     ]
+
+
+def start(flags: list[str], out: Path, *more: str, runtime: str = "embedded") -> subprocess.Popen:
+    where = ["--runtime", runtime, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt")]
+    return subprocess.Popen([*MODULE, *flags, *where, *more], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen, path: Path, rows: int = 0, seconds: float = 120) -> None:
+    """Until the run has written the file, with so many lines."""
+    ends = time.monotonic() + seconds
+    while not (path.exists() and path.read_bytes().count(b"\n") >= rows):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def wait_for_rows(process: subprocess.Popen, out: Path, rows: int) -> None:
+    wait_for(process, out / "metrics.jsonl", rows)
+
+
+def kill(run: subprocess.Popen, name: str) -> None:
+    """SIGKILL to a process of the run. Ray renames a worker with every call, and at times it has no name."""
+    ends = time.monotonic() + 30
+    while time.monotonic() < ends:
+        for each in psutil.Process(run.pid).children(recursive=True):
+            if name in " ".join(each.cmdline()[:2]):
+                each.kill()
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"the run has no process {name}")
+
+
+def end(process: subprocess.Popen, seconds: float = 120) -> tuple[int, list[str]]:
+    """Exit code and lines of what the run said; nothing of it is left."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    _, said = process.communicate(timeout=seconds)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    alive = [each.cmdline()[:3] for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    assert not alive, alive
+    return process.returncode, said.strip().splitlines()

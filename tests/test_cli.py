@@ -174,25 +174,12 @@ def run(argv: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "content, flags, message",
-    [
-        (None, [], "cannot read the data set"),
-        ("", [], "is empty"),
-        ('{"prompt": "1+1=", "label": "2"}\n', ["--data.input_key", "question"], "no column 'question'"),
-        ('{"prompt": "1+1=", "label": "2"}\n', ["--data.label_key", "answer"], "no column 'answer'"),
-        ('{"prompt": "1+1=", "label": "2"}\n', ["--data.max_len", "3"], "raise --data.max_len"),
-        ('{"prompt": "1+1=", "label": "2"}\n', [], "fewer than one --rollout.batch_size"),
-    ],
-)
-def test_bad_data_is_one_line_and_exit_code_2(base, tiny_model, tmp_path, content, flags, message):
-    path = tmp_path / "data.jsonl"
-    if content is not None:
-        path.write_text(content)
-    code, stderr = run([*base, "--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", str(path), *flags])
+def test_bad_data_is_one_line_and_exit_code_2(base, tiny_model, tmp_path):
+    data = ["--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", str(tmp_path / "data.jsonl")]
+    code, stderr = run([*base, *data])
     assert code == 2
     (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert message in line
+    assert "cannot read the data set" in line
     assert "Traceback" not in stderr
 
 

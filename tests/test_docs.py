@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+@cache
+def usage_of(*program: str) -> str:
+    usage = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True)
+    assert usage.returncode == 0, usage.stderr
+    return usage.stdout
+
+
 @pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("page, command", commands(), ids=lambda value: value[:60])
 def test_documented_command_is_accepted(page, command):
@@ -47,9 +55,8 @@ def test_documented_command_is_accepted(page, command):
         if "--loss_path" in arguments:  # the flags it brings are in --help, too
             own = ["--loss_path", str(ROOT / arguments[arguments.index("--loss_path") + 1])]
             load_own_file(own[1])
-        usage = subprocess.run([sys.executable, *program, *own, "--help"], capture_output=True, text=True)
-        assert usage.returncode == 0, usage.stderr
-        assert [w for w in arguments if w.startswith("--") and w.split("=")[0] not in usage.stdout] == []
+        usage = usage_of(*program, *own)
+        assert [w for w in arguments if w.startswith("--") and w.split("=")[0] not in usage] == []
     if is_trainer:
         parser = make_parser()
         args = parser.parse_args(arguments)

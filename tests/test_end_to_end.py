@@ -3,41 +3,66 @@ reward: what is tested is the machinery."""
 
 import json
 import os
+import signal
 import subprocess
-import time
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from real_runs import DIGITS_REWARD, MODULE, succeed, train, weight_error, without_clock
+from real_runs import (
+    DIGITS_REWARD,
+    end,
+    kill,
+    start,
+    succeed,
+    train,
+    wait_for,
+    wait_for_rows,
+    weight_error,
+    without_clock,
+)
 from safetensors.torch import load_file
 
+from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-RESUMABLE = [
-    "--ckpt.save_steps",
-    "1",
-    "--apo.anchor",
-    "ema",
-    "--apo.anchor_beta",
-    "0.9",
-    "--apo.confidence",
-    "relative",
-]
-
-
+RESUMABLE = "--ckpt.save_steps 1 --apo.anchor ema --apo.anchor_beta 0.9 --apo.confidence relative".split()
 EVALUATION = ["--eval.steps", "3", "--eval.ends", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
+# Waits while the metrics file that `gate` names has as many rows as it says.
+GATED_REWARD = """
+import json, time
+from pathlib import Path
+
+def reward_func(queries, prompts, labels, **kwargs):
+    gate = Path(__file__).with_name("gate")
+    while gate.exists():
+        path, rows = json.loads(gate.read_text())
+        if not Path(path).exists() or Path(path).read_bytes().count(b"\\n") < rows:
+            break
+        gate.with_name("waiting").touch()
+        time.sleep(0.02)
+    return {"rewards": [sum(c.isdigit() for c in queries[0][len(prompts[0]):]) / 16]}
+"""
 
 
 @pytest.fixture(scope="module")
-def guarded(flags, sums, tmp_path_factory) -> Path:
-    """The uninterrupted run that others are compared with: guarded, EMA anchor, evaluations, saved rollouts."""
+def gated(flags, sums, tmp_path_factory) -> tuple[list[str], Path]:
+    """The flags of a run whose rewards wait, and the file that says for what."""
+    reward = tmp_path_factory.mktemp("reward") / "gated.py"
+    reward.write_text(GATED_REWARD)
+    flags = [*flags, *RESUMABLE, "--eval.dataset", sums, *EVALUATION, "--reward.remote_url", str(reward)]
+    return [*flags, "--reward.timeout", "100"], reward.with_name("gate")
+
+
+@pytest.fixture(scope="module")
+def guarded(gated, tmp_path_factory) -> Path:
+    """The uninterrupted run that others are compared with: guarded, EMA anchor, evaluations."""
     out = tmp_path_factory.mktemp("guarded")
-    evaluation = ["--eval.dataset", sums, *EVALUATION]
-    rows = succeed(flags, out, *RESUMABLE, *evaluation, "--apo.save_rollouts", str(out / "rollouts"))
+    rows = succeed(gated[0], out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     return out
 
@@ -58,50 +83,76 @@ def test_guarded_run_writes_what_others_rely_on(guarded):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in guarded.iterdir()}
 
 
-def test_a_dead_engine_ends_the_run_and_resumed_it_logs_what_the_uninterrupted_one_logs(
-    flags, sums, guarded, tmp_path
-):
-    evaluation = ["--eval.dataset", sums, *EVALUATION]
-    where = ["--ckpt.output_dir", str(tmp_path), "--ckpt.path", str(tmp_path / "ckpt")]
-    command = [*MODULE, *flags, "--runtime", "ray", *RESUMABLE, *evaluation, *where]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    marker = tmp_path / "ckpt" / "_actor" / "latest"
-    deadline = time.time() + 200
-    while not (marker.exists() and marker.read_text() >= "global_step3"):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    engines = [p for p in psutil.process_iter(["cmdline"]) if "ray::RolloutActor" in " ".join(p.info["cmdline"] or [])]
-    ours = [p for p in engines if process.pid in [parent.pid for parent in p.parents()]]
-    assert len(ours) == 1
-    ours[0].kill()
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    *_, kept, last = stderr.strip().splitlines()
-    assert last.startswith("error: ") and "its actor died (process " in last and "goes on from there" in kept
-    rows = succeed(flags, tmp_path, *RESUMABLE, *evaluation, "--ckpt.load_enable")
+ENDS = {"ray::RolloutActor": 1, "ray::Policy": 1, "raylet": 1, "SIGTERM": 143, "SIGKILL": -9}
+
+
+def test_ended_after_every_rollout_by_every_fault_and_resumed_it_is_the_same_run(gated, guarded, tmp_path):
+    """Each fault meets the run while it waits for the rewards of the next rollout; the next start goes on from there.
+    In the end every metric but clocks, and every weight bit by bit, are those of the run that nothing met."""
+    flags, gate = gated
+    waiting = gate.with_name("waiting")
+    for rollout, (victim, code) in enumerate(ENDS.items(), start=1):
+        gate.write_text(json.dumps([str(tmp_path / "metrics.jsonl"), rollout + 1]))  # row 0 is an evaluation
+        process = start(flags, tmp_path, *(["--ckpt.load_enable"] if rollout > 1 else []), runtime="ray")
+        wait_for(process, waiting)
+        if victim.startswith("SIG"):
+            process.send_signal(signal.Signals[victim])
+        else:
+            kill(process, victim)
+        gate.unlink()
+        waiting.unlink()
+        found, lines = end(process)
+        assert found == code, (victim, found, lines[-4:])
+        assert complete_checkpoints(tmp_path / "ckpt" / "_actor")[0].rollout == rollout
+        if victim != "SIGKILL":
+            assert "goes on from there" in lines[-2] and not any(line.startswith("Traceback") for line in lines)
+            assert lines[-1] == "error: stopped by SIGTERM" or "its actor died (" in lines[-1], lines[-1]
+    rows = succeed(flags, tmp_path, "--ckpt.load_enable")
     assert without_clock(rows) == without_clock(read_metrics(guarded / "metrics.jsonl"))
     resumed, straight = (load_file(path / "model.safetensors") for path in (tmp_path, guarded))
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
-def test_two_ranks_on_ray_train_the_weights_of_one_embedded(training_flags, guarded, tmp_path):
-    common = [
-        *training_flags,
-        "--apo.load_rollouts",
-        str(guarded / "rollouts"),
-        "--alpha_mode",
-        "ess",
-        "--actor.adam.eps",
-        "1e-2",
-    ]
-    ranks = ["--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3", "--train.micro_batch_size", "3"]
-    two = succeed(common, tmp_path / "two", *ranks)
-    one = succeed(common, tmp_path / "one", "--train.micro_batch_size", "32", runtime="embedded")
-    assert weight_error(tmp_path / "one", tmp_path / "two") <= 1e-5
-    for a, b in zip(one, two, strict=True):
-        assert a["inner/alpha"] == pytest.approx(b["inner/alpha"], abs=1e-6)
-        assert a["ess_outcome"] == b["ess_outcome"]
+@pytest.fixture(scope="module")
+def two_ranks(flags, tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
+    """Two ranks under ZeRO-3 and an engine: what they wrote, and the addresses that each process listened on."""
+    out = tmp_path_factory.mktemp("two_ranks")
+    more = ["--actor.num_gpus_per_node", "2", "--ds.zero_stage", "3", "--train.micro_batch_size", "3"]
+    process = start([*flags, *GSPO, "--apo.save_rollouts", str(out / "rollouts")], out, *more, runtime="ray")
+    wait_for_rows(process, out, 1)
+    listening = {}
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        addresses = [socket.laddr.ip for socket in each.net_connections("inet") if socket.status == "LISTEN"]
+        listening[f"{each.name()} {each.pid}"] = addresses
+    code, lines = end(process)
+    assert code == 0, lines[-5:]
+    return out, listening
+
+
+GSPO = ["--loss", "gspo", "--adrpo.enable", "--actor.entropy_coef", "1e-3", "--actor.adam.eps", "1e-2"]
+
+
+def test_nothing_of_a_run_on_this_machine_listens_beyond_loopback(two_ranks):
+    """Two ranks, so that torch's store and gloo listen too. The embedded runtime opens no port: test_fault_job.py."""
+    _, listening = two_ranks
+    names = " ".join(name for name, addresses in listening.items() if addresses)
+    assert "gcs_server" in names and "raylet" in names and "ray::Policy" in names, listening  # it can fail
+    addresses = {address.removeprefix("::ffff:") for each in listening.values() for address in each}
+    assert [address for address in addresses if not ip_address(address).is_loopback] == []
+
+
+def test_two_ranks_on_ray_train_the_weights_of_one_embedded(training_flags, two_ranks, tmp_path):
+    path, _ = two_ranks
+    rows = read_metrics(path / "metrics.jsonl")
+    assert all(row["rollout_mismatch"] < 1e-3 and row["entropy"] > 0 for row in rows)  # the engine has their weights
+    assert rows[0]["inner/kl"][0] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 1e-6
+    assert all(0 <= row["adrpo_beta_mean"] <= row["adrpo_beta_max"] <= 1 for row in rows)
+    saved = ["--apo.load_rollouts", str(path / "rollouts"), "--train.micro_batch_size", "32"]
+    one = succeed([*training_flags, *GSPO], tmp_path, *saved, runtime="embedded")
+    assert weight_error(tmp_path, path) <= 1e-5
+    for a, b in zip(one, rows, strict=True):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4) and a["lr"] == b["lr"]
+        assert a["adrpo_beta_mean"] == pytest.approx(b["adrpo_beta_mean"], rel=1e-4)
 
 
 def test_ess_from_the_engine(flags, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from outcome import outcome
-from real_runs import MODULE, without_clock
+from real_runs import start, wait_for_rows, without_clock
 
 from openrlhf_apo.errors import OptionError, RunError
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
@@ -43,19 +43,6 @@ def uninterrupted(slow, tmp_path_factory) -> list[dict]:
     process.communicate(timeout=120)
     assert process.returncode == 0
     return without_clock(read_metrics(out / "metrics.jsonl"))
-
-
-def start(flags: list[str], out: Path, *more: str, runtime: str = "embedded") -> subprocess.Popen:
-    where = ["--runtime", runtime, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt")]
-    return subprocess.Popen([*MODULE, *flags, *where, *more], stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_rows(process: subprocess.Popen, out: Path, rows: int, seconds: float = 120) -> None:
-    path, ends = out / "metrics.jsonl", time.monotonic() + seconds
-    while not (path.exists() and path.read_bytes().count(b"\n") >= rows):
-        assert process.poll() is None, process.stderr.read()[-3000:]
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name)

@@ -166,6 +166,15 @@ def test_data_that_cannot_be_used_is_refused_with_the_place(short, tmp_path, fau
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    "flags, reason",
+    [(["--data.label_key", "answer"], "no column 'answer'"), (["--data.max_len", "7"], "raise --data.max_len")],
+)
+def test_flags_that_do_not_fit_the_data_are_refused(short, sums, tmp_path, flags, reason):
+    code, error = outcome(short, tmp_path, DATA, sums, *flags)
+    assert code == 2 and reason in error, error
+
+
 def test_duplicate_prompts_are_groups_of_their_own(short, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "1+1=", "label": "2"}\n' * 8)
