@@ -54,7 +54,7 @@ def test_groups_of_equal_rewards_are_replaced_by_further_prompts():
     source = rollouts(period=3, keep=GroupFilter(), max_generations=10)
     samples = source.sample(1, Clock())
     assert [s.group_id for s in samples[::P]] == [0, 3, 6, 9]
-    assert source.metrics == {"generations": 3, "filtered_groups": 6}
+    assert source.metrics == {"generations": 3, "filtered_groups": 6, "unused_groups": 0}
     assert source.prompts.position == 10 and len(source) == 6 and not source.exhausted
     assert [s.group_id for s in source.sample(2, Clock())[::P]] == [12, 15, 18]  # of the second episode, which ends
     assert source.exhausted
@@ -70,7 +70,7 @@ def test_a_rollout_ends_with_its_episode_and_the_last_one_may_be_short():
 def test_a_rollout_that_cannot_be_filled_is_short_and_says_so(caplog):
     source = rollouts(period=3, keep=GroupFilter(), max_generations=2)
     assert [s.group_id for s in source.sample(1, Clock())[::P]] == [0, 3, 6]
-    assert source.metrics == {"generations": 2, "filtered_groups": 5}
+    assert source.metrics == {"generations": 2, "filtered_groups": 5, "unused_groups": 0}
     assert "3 of 4 groups are left after 2 batches" in caplog.text
 
 

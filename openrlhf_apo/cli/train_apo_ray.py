@@ -10,6 +10,7 @@ and those of this package at the end of `--help`. Exit code 2: a setting or the 
 
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LOG = "run.log"  # in --ckpt.output_dir
 RESUME = "--ckpt.load_enable"
+KEY = "logger.wandb.key"  # the only flag whose value is a secret
 logger = logging.getLogger("openrlhf_apo")
 
 
@@ -61,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         code, error = 128 + stopped.signum, f"stopped by {stopped}"
     if code not in (0, 2) and (last := _last_checkpoint(plan.output)) is not None:
-        command = shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
-        logger.info("all up to rollout %d is kept; this goes on from there: %s", last, command)
+        logger.info("all up to rollout %d is kept; this goes on from there: %s", last, resume_command(argv))
     if error:
         print(f"error: {error}", file=console)
     for lock in locks:
@@ -92,6 +93,12 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSi
     return 0, None
 
 
+def resume_command(argv: list[str]) -> str:
+    """For a shell. A key is named and not shown, since this stands in run.log."""
+    command = shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
+    return re.sub(rf"(--{KEY}[ =])\S+", r'\1"$WANDB_API_KEY"', command)
+
+
 def _last_checkpoint(output: "OutputPlan") -> int | None:
     """The rollout after which the newest checkpoint was written."""
     found = complete_checkpoints(Path(output.checkpoints) / "_actor")
@@ -103,7 +110,7 @@ def _print_settings(args, prefix: str = "") -> None:
         if hasattr(value, "__dict__"):
             _print_settings(value, f"{prefix}{name}.")
         elif f"{prefix}{name}" not in ("given", "config", "dry_run", "local_rank"):
-            print(f"{prefix}{name}: {value}")
+            print(f"{prefix}{name}: {'(not shown)' if value and prefix + name == KEY else value}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run reads before anything is started: its reward, prompts, and held-out prompts."""
 
+import copy
 from types import SimpleNamespace
 
 from openrlhf_apo.data.prompt_rows import load_prompts
@@ -59,5 +60,16 @@ def make_trackers(args: SimpleNamespace) -> list:
         return []
     from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # imports OpenRLHF
 
-    trackers = [WandbLogger(args)] if args.logger.wandb.key else []
+    trackers = [WandbLogger(_without_key(args))] if args.logger.wandb.key else []
     return trackers + ([TensorboardLogger(args)] if args.logger.tensorboard_dir else [])
+
+
+def _without_key(args: SimpleNamespace) -> SimpleNamespace:
+    """OpenRLHF's logger hands all settings to wandb, where they are shown as the run's: log in before it does."""
+    import wandb
+
+    if not wandb.api.api_key:
+        wandb.login(key=args.logger.wandb.key)
+    args = copy.deepcopy(args)
+    args.logger.wandb.key = None
+    return args

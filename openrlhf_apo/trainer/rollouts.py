@@ -96,7 +96,12 @@ class EngineRollouts:
             kept += [group for group in groups if self.keep is None or self.keep(group)]
         self.metrics = {}
         if self.keep is not None:
-            self.metrics = {"generations": generations, "filtered_groups": sampled - len(kept)}
+            unused = max(0, len(kept) - wanted)  # good, and sampled for nothing: the next rollout's policy is another
+            self.metrics = {
+                "generations": generations,
+                "filtered_groups": sampled - len(kept),
+                "unused_groups": unused,
+            }
             if len(kept) < wanted:
                 logger.warning(
                     "rollout %d: %d of %d groups are left after %d batches; the others have equal rewards (or a mean "
