@@ -39,9 +39,12 @@ from pathlib import Path
 
 def reward_func(queries, prompts, labels, **kwargs):
     gate = Path(__file__).with_name("gate")
-    while gate.exists():
-        path, rows = json.loads(gate.read_text())
-        if not Path(path).exists() or Path(path).read_bytes().count(b"\\n") < rows:
+    while True:
+        try:
+            path, rows = json.loads(gate.read_text())
+            if Path(path).read_bytes().count(b"\\n") < rows:
+                break
+        except FileNotFoundError:
             break
         gate.with_name("waiting").touch()
         time.sleep(0.02)
