@@ -118,11 +118,13 @@ def _copy(path: Path) -> Path:
         (["--apo.tau_anc", "0"], "tau_anc"),
         (["--apo.beta_r", "-1"], "beta_r"),
         (["--alpha_mode", "ess", "--apo.gamma", "1.5"], "gamma"),
-        (["--apo.tau", "1"], "unrecognized arguments: --apo.tau"),
+        (["--apo.tau", "1"], "unrecognized arguments: --apo.tau 1; did you mean --apo.tau_anc?"),
+        (["--train.batchsize=8"], "unrecognized arguments: --train.batchsize=8; did you mean --train.batch_size?"),
+        (["--batch_size", "8"], "did you mean --rollout.batch_size or --train.batch_size?"),
         (["--no_such_flag"], "unrecognized arguments"),
         (["--loss", "grpo", "--apo.beta_r", "1"], "--apo.beta_r has no effect with --loss grpo"),
         (["--loss", "grpo", "--alpha_mode", "ess"], "--alpha_mode has no effect with --loss grpo"),
-        (["--apo.alpha", "0.5"], "--apo.alpha has no effect with --alpha_mode guarded"),
+        (["--apo.alpha", "0.5"], "with --alpha_mode guarded: drop it, or use --alpha_mode fixed"),
         (["--apo.anchor_beta", "0.5"], "--apo.anchor_beta has no effect with --apo.anchor rollout"),
         (["--critic.value_clip", "0.5"], "--critic.value_clip has no effect"),
         (["--loss", "grop"], "--loss grop: no such loss; there are adpo_pairwise, adpo_plackett_luce"),
@@ -210,7 +212,11 @@ def test_config_file_and_command_line(base, tmp_path):
     args = resolve([*base, "--config", str(path), "--apo.tau_anc", "0.9"])
     assert (args.apo.beta_r, args.apo.tau_anc, args.apo.drop_zero_variance) == (0.5, 0.9, True)
     path.write_text("apo:\n  beta: 1\n")
-    assert "unknown flag 'apo.beta'" in refused([*base, "--config", str(path)])
+    assert "unknown flag 'apo.beta'; did you mean apo.beta_r?" in refused([*base, "--config", str(path)])
+    path.write_text("loss: apo\nalpha_mode: fixed\ntrain: [1, 2\napo.beta_r: 1\n")
+    assert f"--config {path}: line 4: expected ',' or ']'" in refused([*base, "--config", str(path)])
+    path.write_text("loss: apo\n\tapo.beta_r: 1\n")
+    assert f"--config {path}: line 2: found character" in refused([*base, "--config", str(path)])
     path.write_text("apo.beta_r: high\n")
     assert "invalid float value" in refused([*base, "--config", str(path)])
     path.write_text("loss: grpo\napo.beta_r: 1\n")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from openrlhf_apo.data.blended_rows import read_blended_rows
 from openrlhf_apo.data.prompt_rows import load_prompts
 from openrlhf_apo.errors import DataError
 from openrlhf_apo.rewards.verifier import MathVerifyReward
@@ -62,3 +63,12 @@ def test_numbers_are_text_to_math_verify(tmp_path, monkeypatch):
 
 def test_a_reward_of_your_own_gets_labels_as_the_data_has_them(tmp_path):
     assert labels(tmp_path, [{"sum": 3}, {"sum": 4}]) == [{"sum": 3}, {"sum": 4}]
+
+
+@pytest.mark.parametrize("bad, reason", [('{"prompt": "1', "not JSON"), ("[1]", "not a JSON object")])
+def test_a_bad_line_is_named_by_its_number(tmp_path, bad, reason):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1="}\n' * 40 + bad + "\n")
+    with pytest.raises(DataError, match=f"cannot be read: .*rows.jsonl, line 41: {reason}"):
+        read_blended_rows(
+            str(tmp_path / "rows.jsonl"), None, SimpleNamespace(is_rank_0=lambda: False, print=print), 1, 100, "train"
+        )

@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from types import SimpleNamespace
 
 import yaml
@@ -27,6 +29,21 @@ logger = logging.getLogger(__name__)
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise OptionError(message)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = next((word for word in unknown if word.startswith("--")), unknown[0]).partition("=")[0]
+            hint = _did_you_mean(name, self._option_string_actions)
+            raise OptionError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names nearest to an unknown one, to go on after the error; nothing where none is near."""
+    # A flag without its prefix, --batch_size, is nearer to those that end so than its spelling says.
+    near = [other for other in known if other.endswith(f".{name.lstrip('-')}")] or get_close_matches(name, known, 1)
+    return f"; did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
 
 
 def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace:
@@ -153,7 +170,7 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     for name, value in flatten(content).items():
         action = by_name.get(name)
         if action is None or name == "config":
-            raise OptionError(f"--config {path}: unknown flag {name!r}")
+            raise OptionError(f"--config {path}: unknown flag {name!r}{_did_you_mean(name, by_name)}")
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise OptionError(f"--config {path}: {name} is a switch: true or false")
@@ -176,7 +193,10 @@ def _yaml(path: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise OptionError(f"--config {path}: {line}{error.problem}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"--config {path}: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise OptionError(f"--config {path}: expected `flag: value` lines")
