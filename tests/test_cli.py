@@ -152,7 +152,8 @@ def _copy(path: Path) -> Path:
         (["--ds.packing_samples"], "--ds.packing_samples needs a GPU"),
         (["--vllm.enable_sleep"], "--vllm.enable_sleep needs a GPU"),
         (["--reward.remote_url", "x.py"], "choose one"),
-        (["--actor.model_name_or_path", "/no/such/model"], "--actor.model_name_or_path /no/such/model"),
+        (["--reward", "mth_verify"], "--reward mth_verify: no such reward; give --reward FILE.py, a URL (http"),
+        (["--reward", "nowhere.py"], "--reward.remote_url nowhere.py: no such file"),
         (["--apo.weight_clip", "2", "1"], "weight_clip"),
         (["--reward.timeout", "0"], "must be above 0"),
         (["--apo.load_rollouts", "/nowhere"], "no rollout_*.jsonl there"),
@@ -160,6 +161,39 @@ def _copy(path: Path) -> Path:
 )
 def test_bad_input_is_one_line(base, flags, message):
     assert message in refused([*base, *flags])
+
+
+def test_a_mistyped_model_folder_is_refused_before_the_hub_is_asked(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("openrlhf_apo.options.check_model._configurations", lambda model: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "file").touch()
+    for model in ("/no/such/model", "./model", "../model", "~/model", ".cache/tiny", "a/b/model", "model/", "model"):
+        message = f"--actor.model_name_or_path {model}: no such folder, and no hub name, OWNER/NAME: correct the path"
+        assert refused([*base, "--actor.model_name_or_path", model]) == message
+    assert "no hub name" in refused([*base, "--actor.model_name_or_path", "file"])
+    assert "runs/model: no such folder in runs" in refused([*base, "--actor.model_name_or_path", "runs/model"])
+
+
+def test_a_hub_name_is_left_to_the_hub(base, monkeypatch):
+    asked = []
+    monkeypatch.setattr("openrlhf_apo.options.check_model._configurations", lambda model: asked.append(model) or 1 / 0)
+    for model in ("Qwen/Qwen3-1.7B", "org_1/name.v2_b"):
+        with pytest.raises(ZeroDivisionError):
+            resolve([*base, "--actor.model_name_or_path", model])
+    assert asked == ["Qwen/Qwen3-1.7B", "org_1/name.v2_b"]
+
+
+def test_a_reward_by_path_or_address_is_that_of_remote_url(base, tmp_path):
+    (tmp_path / "reward.py").touch()
+    base = base[:4] + base[6:]
+    for reward in (str(tmp_path / "reward.py"), "http://localhost:1/score", "https://a/1,https://b/2"):
+        short, long = (
+            resolve([*base, flag, reward, "--reward.max_failures", "2"])
+            for flag in ("--reward", "--reward.remote_url")
+        )
+        assert short.reward == long.reward and short.given == long.given
+        assert run_plan(short).reward.urls == reward.split(",")
 
 
 def test_missing_arguments_are_named(base):

@@ -107,7 +107,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="how often an engine that died is replaced, in a run that goes on (default 0)",
     )
     add("--actor.trust_remote_code", action="store_true", help="run the code that comes with a model")
-    add("--reward", dest="reward.name", choices=["math_verify"], help="a reward by its short name")
+    add(
+        "--reward",
+        dest="reward.name",
+        metavar="FILE.py|URL|math_verify",
+        help="math_verify, or what --reward.remote_url takes",
+    )
     add(
         "--reward.timeout",
         type=float,

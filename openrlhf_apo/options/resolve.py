@@ -61,6 +61,13 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         given |= from_file.keys()
         parser.set_defaults(**from_file)
         args = parser.parse_args(argv)
+    reward = getattr(args, "reward.name") or ""
+    if not getattr(args, "reward.remote_url") and (
+        reward.endswith(".py") or reward.startswith(("http://", "https://"))
+    ):
+        setattr(args, "reward.remote_url", reward)
+        setattr(args, "reward.name", None)
+        given = given - {"reward.name"} | {"reward.remote_url"}
     cpu.decide(getattr(args, "apo.device"))
     args.loss = _loss(args, own)
     args.runtime = decide_runtime(args, given)
