@@ -50,7 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     for warning in start_up_warnings(args, plan):
         logger.warning(warning)
     if args.dry_run:
-        _print_settings(args)
+        with quick_imports():
+            from openrlhf_apo.cli.dry_run import dry_run
+        try:
+            dry_run(plan, args)
+        except (DataError, OptionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
     path = os.path.join(plan.output.directory, LOG)
     console = divert_output(path)
@@ -96,14 +102,6 @@ def _last_checkpoint(output: "OutputPlan") -> int | None:
     """The rollout after which the newest checkpoint was written."""
     found = complete_checkpoints(Path(output.checkpoints) / "_actor")
     return found[0].rollout if found else None
-
-
-def _print_settings(args, prefix: str = "") -> None:
-    for name, value in sorted(vars(args).items()):
-        if hasattr(value, "__dict__"):
-            _print_settings(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in ("given", "config", "dry_run", "local_rank"):
-            print(f"{prefix}{name}: {value}")
 
 
 if __name__ == "__main__":

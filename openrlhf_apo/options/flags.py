@@ -10,7 +10,11 @@ from openrlhf_apo.options.owners import add_owned_flags
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", metavar="FILE.yaml", help="set any flag from a file; the command line wins")
-    add("--dry_run", action="store_true", help="print the resolved settings and stop")
+    add(
+        "--dry_run",
+        action="store_true",
+        help="read the data, call a reward file once, print the settings, given ones first, and stop",
+    )
     add(
         "--loss",
         metavar="NAME",

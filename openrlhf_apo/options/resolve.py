@@ -47,7 +47,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace:
-    """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file.
+    """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file, and by which.
 
     Raises OptionError for anything that cannot work or would have no effect. `check_model_folder=False` does not look
     at the model, which may have yet to be made.
@@ -55,10 +55,10 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     own = _own_file(argv)
     parser = make_parser()
     args = parser.parse_args(argv)
-    given = _given(parser, argv)
+    origin = dict.fromkeys(_given(parser, argv), "command line")
     if args.config:
         from_file = _read_config(parser, args.config)
-        given |= from_file.keys()
+        origin = dict.fromkeys(from_file, args.config) | origin
         parser.set_defaults(**from_file)
         args = parser.parse_args(argv)
     reward = getattr(args, "reward.name") or ""
@@ -67,7 +67,8 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     ):
         setattr(args, "reward.remote_url", reward)
         setattr(args, "reward.name", None)
-        given = given - {"reward.name"} | {"reward.remote_url"}
+        origin["reward.remote_url"] = origin.pop("reward.name")
+    given = set(origin)
     cpu.decide(getattr(args, "apo.device"))
     args.loss = _loss(args, own)
     args.runtime = decide_runtime(args, given)
@@ -90,7 +91,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     except AssertionError as error:
         raise OptionError(str(error)) from None
     _refuse_overrides(parsed, settings, given, said)
-    settings.given = sorted(given)
+    settings.given = dict(sorted(origin.items()))
     settings.train.dynamic_batch_enable = by_tokens
     _make_paths_absolute(settings)
     check_settings(settings)
