@@ -273,6 +273,7 @@ def test_a_dry_run_prints_what_was_given_and_by_whom_then_the_sizes_then_all(dry
     [
         (["--train.num_episodes", "3"], "12 rollouts x 128 samples, 2 optimizer steps each, 24 in all"),
         (["--data.max_samples", "20"], "2 rollouts x 128 samples, 2 optimizer steps each, 3 in all"),
+        (["--data.max_samples", "16"], "1 rollout x 128 samples, 2 optimizer steps each, 2 in all"),
         (["--train.batch_size", "128"], "4 rollouts x 128 samples, 1 optimizer step each, 4 in all"),
         (["--algo.dynamic_filtering_enable"], "at most 4 rollouts x 128 samples, 2 optimizer steps each, 8 in all"),
     ],

@@ -32,7 +32,7 @@ def dry_run(plan: RunPlan, args: SimpleNamespace) -> None:
     schedule = plan.schedule
     steps = schedule.optimizer_steps([schedule.prompts_per_rollout])
     print(
-        f"\n{'at most ' if plan.group_filter else ''}{inputs.rollouts} rollouts x "
+        f"\n{'at most ' if plan.group_filter else ''}{inputs.rollouts} rollout{'s' * (inputs.rollouts != 1)} x "
         f"{schedule.prompts_per_rollout * schedule.group_size} samples, {steps} optimizer step{'s' * (steps > 1)} "
         f"each, {inputs.optimizer_steps} in all\n\nall settings:"
     )
