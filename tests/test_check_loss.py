@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openrlhf_apo.cli.check_loss import main
-from openrlhf_apo.objectives import TOKEN_LOSSES
+from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.objectives.checking import token_checks
 from openrlhf_apo.objectives.checking.group_checks import CHECKS
 from openrlhf_apo.objectives.checking.random_groups import random_batch
@@ -171,6 +171,27 @@ def test_a_file_that_cannot_be_loaded_is_one_line(tmp_path, capsys, content, mes
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ")
     assert message in err
+
+
+GROUP_FILE = """
+from openrlhf_apo.objectives import group_loss
+
+@group_loss('{name}')
+def mine(log_ratio, rewards, context):
+    return -(context.log_q.exp() * log_ratio).sum(-1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["group", "token"])
+@pytest.mark.parametrize("name", [*GROUP_LOSSES, *TOKEN_LOSSES, "openrlhf"])
+def test_a_built_in_name_is_taken_for_a_loss_of_either_kind(tmp_path, capsys, kind, name):
+    token_file = TOKEN.format(per_token=PLAIN, more="", uses=(), aggregation="sequence", gain=1.0)
+    (tmp_path / "mine.py").write_text(
+        GROUP_FILE.format(name=name) if kind == "group" else token_file.replace('"mine"', f'"{name}"')
+    )
+    assert main([str(tmp_path / "mine.py")]) == 2
+    message = f"cannot be loaded: LossError: {kind} loss '{name}' exists already: choose another name\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 @pytest.mark.parametrize(

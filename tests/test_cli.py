@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from real_runs import DIGITS_REWARD
 
 from openrlhf_apo.cli.train_apo_ray import main
 from openrlhf_apo.errors import OptionError
@@ -118,11 +119,13 @@ def _copy(path: Path) -> Path:
         (["--apo.tau_anc", "0"], "tau_anc"),
         (["--apo.beta_r", "-1"], "beta_r"),
         (["--alpha_mode", "ess", "--apo.gamma", "1.5"], "gamma"),
-        (["--apo.tau", "1"], "unrecognized arguments: --apo.tau"),
+        (["--apo.tau", "1"], "unrecognized arguments: --apo.tau 1; did you mean --apo.tau_anc?"),
+        (["--train.batchsize=8"], "unrecognized arguments: --train.batchsize=8; did you mean --train.batch_size?"),
+        (["--batch_size", "8"], "did you mean --rollout.batch_size or --train.batch_size?"),
         (["--no_such_flag"], "unrecognized arguments"),
         (["--loss", "grpo", "--apo.beta_r", "1"], "--apo.beta_r has no effect with --loss grpo"),
         (["--loss", "grpo", "--alpha_mode", "ess"], "--alpha_mode has no effect with --loss grpo"),
-        (["--apo.alpha", "0.5"], "--apo.alpha has no effect with --alpha_mode guarded"),
+        (["--apo.alpha", "0.5"], "with --alpha_mode guarded: drop it, or use --alpha_mode fixed"),
         (["--apo.anchor_beta", "0.5"], "--apo.anchor_beta has no effect with --apo.anchor rollout"),
         (["--critic.value_clip", "0.5"], "--critic.value_clip has no effect"),
         (["--loss", "grop"], "--loss grop: no such loss; there are adpo_pairwise, adpo_plackett_luce"),
@@ -150,7 +153,8 @@ def _copy(path: Path) -> Path:
         (["--ds.packing_samples"], "--ds.packing_samples needs a GPU"),
         (["--vllm.enable_sleep"], "--vllm.enable_sleep needs a GPU"),
         (["--reward.remote_url", "x.py"], "choose one"),
-        (["--actor.model_name_or_path", "/no/such/model"], "--actor.model_name_or_path /no/such/model"),
+        (["--reward", "mth_verify"], "--reward mth_verify: no such reward; give --reward FILE.py, a URL (http"),
+        (["--reward", "nowhere.py"], "--reward.remote_url nowhere.py: no such file"),
         (["--apo.weight_clip", "2", "1"], "weight_clip"),
         (["--reward.timeout", "0"], "must be above 0"),
         (["--apo.load_rollouts", "/nowhere"], "no rollout_*.jsonl there"),
@@ -158,6 +162,39 @@ def _copy(path: Path) -> Path:
 )
 def test_bad_input_is_one_line(base, flags, message):
     assert message in refused([*base, *flags])
+
+
+def test_a_mistyped_model_folder_is_refused_before_the_hub_is_asked(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("openrlhf_apo.options.check_model._configurations", lambda model: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "file").touch()
+    for model in ("/no/such/model", "./model", "../model", "~/model", ".cache/tiny", "a/b/model", "model/", "model"):
+        message = f"--actor.model_name_or_path {model}: no such folder, and no hub name, OWNER/NAME: correct the path"
+        assert refused([*base, "--actor.model_name_or_path", model]) == message
+    assert "no hub name" in refused([*base, "--actor.model_name_or_path", "file"])
+    assert "runs/model: no such folder in runs" in refused([*base, "--actor.model_name_or_path", "runs/model"])
+
+
+def test_a_hub_name_is_left_to_the_hub(base, monkeypatch):
+    asked = []
+    monkeypatch.setattr("openrlhf_apo.options.check_model._configurations", lambda model: asked.append(model) or 1 / 0)
+    for model in ("Qwen/Qwen3-1.7B", "org_1/name.v2_b"):
+        with pytest.raises(ZeroDivisionError):
+            resolve([*base, "--actor.model_name_or_path", model])
+    assert asked == ["Qwen/Qwen3-1.7B", "org_1/name.v2_b"]
+
+
+def test_a_reward_by_path_or_address_is_that_of_remote_url(base, tmp_path):
+    (tmp_path / "reward.py").touch()
+    base = base[:4] + base[6:]
+    for reward in (str(tmp_path / "reward.py"), "http://localhost:1/score", "https://a/1,https://b/2"):
+        short, long = (
+            resolve([*base, flag, reward, "--reward.max_failures", "2"])
+            for flag in ("--reward", "--reward.remote_url")
+        )
+        assert short.reward == long.reward and short.given == long.given
+        assert run_plan(short).reward.urls == reward.split(",")
 
 
 def test_missing_arguments_are_named(base):
@@ -183,12 +220,103 @@ def test_bad_data_is_one_line_and_exit_code_2(base, tiny_model, tmp_path):
     assert "Traceback" not in stderr
 
 
-def test_exit_code_and_dry_run(base, capsys):
+def test_exit_code_of_a_bad_setting(base, capsys):
     assert main([*base, "--apo.tau_anc", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert main([*base, "--dry_run"]) == 0
-    printed = capsys.readouterr().out
-    assert "apo.tau_anc: 0.8\n" in printed and "ds.param_dtype: fp32\n" in printed
+
+
+@pytest.fixture
+def dry(tiny_model, sums, tmp_path, capsys, monkeypatch):
+    """Runs the command with --dry_run and a reward file of the given content: -> exit code, stdout, stderr."""
+    monkeypatch.setattr("logging.raiseExceptions", False)  # OpenRLHF keeps the stdout of the test that imported it
+
+    def run(*flags: str, reward: str = DIGITS_REWARD) -> tuple[int, str, str]:
+        (tmp_path / "reward.py").write_text(reward)
+        argv = ["--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", sums, "--data.max_len", "48"]
+        argv += ["--reward", str(tmp_path / "reward.py"), "--rollout.batch_size", "16", "--train.batch_size", "64"]
+        code = main([*argv, "--ckpt.output_dir", str(tmp_path / "out"), *flags, "--dry_run"])
+        assert not (tmp_path / "out").exists()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_dry_run_prints_what_was_given_and_by_whom_then_the_sizes_then_all(dry, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("apo: {beta_r: 0.5, tau_anc: 0.7}\n")
+    code, out, err = dry("--config", str(path), "--apo.tau_anc", "0.9", reward="print('loud')\n" + DIGITS_REWARD)
+    given, sizes, settings = out.split("\n\n")
+    assert code == 0 and "error" not in err
+    assert f"apo.beta_r: 0.5  ({path})" in given.splitlines()
+    assert "apo.tau_anc: 0.9  (command line)" in given.splitlines()
+    assert f"reward.remote_url: ['{tmp_path}/reward.py']  (command line)" in given.splitlines()
+    assert not any(line.startswith(("ds.", "alpha_mode", "config")) for line in given.splitlines())
+    assert sizes == "4 rollouts x 128 samples, 2 optimizer steps each, 8 in all"
+    assert "apo.tau_anc: 0.9" in settings.splitlines() and "ds.param_dtype: fp32" in settings.splitlines()
+
+
+@pytest.mark.parametrize(
+    "flags, sizes",
+    [
+        (["--train.num_episodes", "3"], "12 rollouts x 128 samples, 2 optimizer steps each, 24 in all"),
+        (["--data.max_samples", "20"], "2 rollouts x 128 samples, 2 optimizer steps each, 3 in all"),
+        (["--data.max_samples", "16"], "1 rollout x 128 samples, 2 optimizer steps each, 2 in all"),
+        (["--train.batch_size", "128"], "4 rollouts x 128 samples, 1 optimizer step each, 4 in all"),
+        (["--algo.dynamic_filtering_enable"], "at most 4 rollouts x 128 samples, 2 optimizer steps each, 8 in all"),
+    ],
+)
+def test_a_dry_run_counts_rollouts_and_steps(dry, flags, sizes):
+    assert sizes in dry(*flags)[1].splitlines()
+
+
+def one_error(outcome: tuple[int, str, str]) -> str:
+    code, out, err = outcome
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, out) == (2, "") and "Traceback" not in err
+    return line
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data.prompt_dataset", "/nowhere.jsonl"], "cannot read the data set '/nowhere.jsonl'"),
+        (["--data.input_key", "question"], "no column 'question' (--data.input_key)"),
+        (["--data.max_samples", "15"], "15 prompts x 1 episodes are fewer than one --rollout.batch_size (16)"),
+        (["--eval.dataset", "/nowhere.jsonl", "--eval.ends"], "cannot read the data set '/nowhere.jsonl'"),
+        (["--actor.lr_scheduler", "cosin"], "--actor.lr_scheduler must be one of linear, cosine, "),
+        (["--eval.dataset", "e", "--eval.ends", "--eval.temperature", "-1"], "--eval.temperature must be a number in"),
+        (["--rollout.max_new_tokens", "0"], "--rollout.max_new_tokens must be a number in [1, inf), got 0"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(dry, flags, message):
+    assert message in one_error(dry(*flags))
+
+
+REWARD_HEAD = "def reward_func(queries, prompts, labels, **kwargs):\n    "
+
+
+@pytest.mark.parametrize("isolate", [[], ["--reward.isolate"]], ids=["here", "isolated"])
+@pytest.mark.parametrize(
+    "reward, message",
+    [
+        ("def reward_func(:\n", "SyntaxError"),
+        ("import no_such_module\n", "No module named 'no_such_module'"),
+        ("def score(queries, prompts, labels): ...\n", "reward_func"),
+        ("import math\nmath.no_such\n", "module 'math' has no attribute 'no_such'"),
+        (REWARD_HEAD + "return [1.0]\n", "for the first row the reward returned [1.0] instead of {'rewards': ...}"),
+        (REWARD_HEAD + "return {'rewards': [1.0, 0.0]}\n", "for the first row the reward returned 2 rewards for 1"),
+        (REWARD_HEAD + "return {'rewards': [1 / 0]}\n", "raised ZeroDivisionError: division by zero (prompt '0+0='"),
+        ("def reward_func(queries):\n    return {}\n", "for the first row the reward raised TypeError: "),
+    ],
+)
+def test_a_dry_run_tries_the_reward_file(dry, tmp_path, reward, message, isolate):
+    line = one_error(dry(*isolate, reward=reward))
+    assert line.startswith(f"error: --reward.remote_url {tmp_path}/reward.py") and message in line.replace("\\'", "'")
+
+
+def test_a_model_without_a_tokenizer_is_one_line(base, capsys):
+    assert main([*base, "--dry_run"]) == 2
+    assert f"error: --actor.model_name_or_path {base[1]} has no tokenizer: copy its" in capsys.readouterr().err
 
 
 def test_config_file_and_command_line(base, tmp_path):
@@ -197,7 +325,11 @@ def test_config_file_and_command_line(base, tmp_path):
     args = resolve([*base, "--config", str(path), "--apo.tau_anc", "0.9"])
     assert (args.apo.beta_r, args.apo.tau_anc, args.apo.drop_zero_variance) == (0.5, 0.9, True)
     path.write_text("apo:\n  beta: 1\n")
-    assert "unknown flag 'apo.beta'" in refused([*base, "--config", str(path)])
+    assert "unknown flag 'apo.beta'; did you mean apo.beta_r?" in refused([*base, "--config", str(path)])
+    path.write_text("loss: apo\nalpha_mode: fixed\ntrain: [1, 2\napo.beta_r: 1\n")
+    assert f"--config {path}: line 4: expected ',' or ']'" in refused([*base, "--config", str(path)])
+    path.write_text("loss: apo\n\tapo.beta_r: 1\n")
+    assert f"--config {path}: line 2: found character" in refused([*base, "--config", str(path)])
     path.write_text("apo.beta_r: high\n")
     assert "invalid float value" in refused([*base, "--config", str(path)])
     path.write_text("loss: grpo\napo.beta_r: 1\n")

@@ -404,7 +404,8 @@ def test_packages_are_looked_for(monkeypatch):
     ring = ["--ds.ring_attn_size", "2"]
     monkeypatch.setattr(effects, "find_spec", lambda name: None)
     assert "needs the package ring_flash_attn" in refused(*ring, device="cuda")
-    assert "needs the package wandb" in refused("--logger.wandb.key", "k")
+    assert "needs the package wandb: pip install 'wandb'" in refused("--logger.wandb.key", "k")
+    assert "needs the package tensorboard: pip install 'tensorboard'" in refused("--logger.tensorboard_dir", "t")
     monkeypatch.setattr(effects, "find_spec", lambda name: True)
     monkeypatch.setattr("openrlhf_apo.cpu.has_flash_attn", lambda: True)
     monkeypatch.setattr(effects, "version", lambda name: "0.1.7")

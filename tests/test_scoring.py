@@ -67,6 +67,7 @@ def test_a_bad_reward_stops_the_run_and_names_the_sample(reward, label, message)
     with pytest.raises(RunError) as error:
         Scorer(reward, max_failures=0).score([sample(0, "good"), sample(1, label, "the response")])
     assert message in str(error.value)
+    assert str(error.value).endswith("; a reward failed, and --reward.max_failures is 0")
     assert "prompt 1 " in str(error.value) and "the response" in str(error.value)
     assert time.time() - start < 5
 
@@ -78,7 +79,7 @@ def test_the_failure_budget_drops_whole_groups_and_counts(reward):
     assert sorted({s.group_id for s in kept}) == [0, 3] and len(kept) == 6
     assert scorer.failures == 3
     assert all(s.reward == pytest.approx((len(s.prompt) + len(s.response)) / 100) for s in kept)
-    with pytest.raises(RunError, match="failure 4 of 3"):
+    with pytest.raises(RunError, match="; 4 rewards failed, and --reward.max_failures is 3$"):
         scorer.score([sample(9, "none")])
 
 

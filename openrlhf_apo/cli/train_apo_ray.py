@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TextIO
 
-from openrlhf_apo.cli.console import divert_output, log_to
+from openrlhf_apo.cli.console import SECRET, divert_output, log_to
 from openrlhf_apo.cli.imports import quick_imports
 from openrlhf_apo.errors import DataError, OptionError, RunError, in_one_line
 from openrlhf_apo.rewards.math_verify import start_workers
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 LOG = "run.log"  # in --ckpt.output_dir
 RESUME = "--ckpt.load_enable"
-KEY = "logger.wandb.key"  # the only flag whose value is a secret
 logger = logging.getLogger("openrlhf_apo")
 
 
@@ -52,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     for warning in start_up_warnings(args, plan):
         logger.warning(warning)
     if args.dry_run:
-        _print_settings(args)
+        with quick_imports():
+            from openrlhf_apo.cli.dry_run import dry_run
+        try:
+            dry_run(plan, args)
+        except (DataError, OptionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
     path = os.path.join(plan.output.directory, LOG)
     console = divert_output(path)
@@ -96,21 +101,13 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSi
 def resume_command(argv: list[str]) -> str:
     """For a shell. A key is named and not shown, since this stands in run.log."""
     command = shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
-    return re.sub(rf"(--{KEY}[ =])\S+", r'\1"$WANDB_API_KEY"', command)
+    return re.sub(rf"(--{SECRET}[ =])\S+", r'\1"$WANDB_API_KEY"', command)
 
 
 def _last_checkpoint(output: "OutputPlan") -> int | None:
     """The rollout after which the newest checkpoint was written."""
     found = complete_checkpoints(Path(output.checkpoints) / "_actor")
     return found[0].rollout if found else None
-
-
-def _print_settings(args, prefix: str = "") -> None:
-    for name, value in sorted(vars(args).items()):
-        if hasattr(value, "__dict__"):
-            _print_settings(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in ("given", "config", "dry_run", "local_rank"):
-            print(f"{prefix}{name}: {'(not shown)' if value and prefix + name == KEY else value}")
 
 
 if __name__ == "__main__":

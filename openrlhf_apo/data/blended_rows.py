@@ -1,11 +1,13 @@
 """The rows of any data sets, through OpenRLHF's own reader."""
 
+import os
 from types import SimpleNamespace
 
 from datasets import Dataset
 from datasets.exceptions import DatasetsError
 from openrlhf.datasets.utils import blending_datasets
 
+from openrlhf_apo.data.files import read_jsonl
 from openrlhf_apo.errors import DataError
 
 
@@ -25,5 +27,18 @@ def read_blended_rows(
     except AttributeError:  # what blending_datasets makes of a split that is not there
         raise DataError(f"the data set {names!r} has no split {split!r}") from None
     except (ValueError, DatasetsError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]  # `datasets` itself only says that there was an error
+        reason = (
+            _bad_line(names) or str(error.__cause__ or error).splitlines()[0]
+        )  # `datasets` says only that it failed
         raise DataError(f"the data set {names!r} cannot be read: {reason}") from None
+
+
+def _bad_line(names: str) -> str | None:
+    """Where a jsonl file is none; `datasets` counts rows from 0, and from the start of a block."""
+    for name in names.split(","):
+        if name.endswith(".jsonl") and os.path.isfile(name):
+            try:
+                read_jsonl(name)
+            except ValueError as error:
+                return str(error)
+    return None

@@ -4,6 +4,7 @@ import copy
 from types import SimpleNamespace
 
 from openrlhf_apo.data.prompt_rows import load_prompts
+from openrlhf_apo.errors import OptionError
 from openrlhf_apo.rewards.function import FunctionReward
 from openrlhf_apo.rewards.isolated import IsolatedReward
 from openrlhf_apo.rewards.verifier import MathVerifyReward
@@ -52,6 +53,26 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
             **common,
         )
     return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def make_tokenizer(args: SimpleNamespace):
+    """That of the model. args: OpenRLHF's settings. Raises OptionError for a model without one."""
+    from transformers import AutoTokenizer
+
+    path = args.actor.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=args.actor.trust_remote_code, use_fast=not args.data.disable_fast_tokenizer
+        )
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"--actor.model_name_or_path {path} has no tokenizer that can be read: {str(error).splitlines()[0]}"
+        ) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+        raise OptionError(f"--actor.model_name_or_path {path} has no tokenizer: copy its tokenizer files there")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def make_trackers(args: SimpleNamespace) -> list:

@@ -32,9 +32,10 @@ def load_prompts(
     """The rows of one or several data sets, comma-separated `names`.
 
     args: OpenRLHF's, of which it reads `data` and `use_ms`. label_key: None for data without labels;
-    label_optional: as if None where there is no such column. prompt_limit:
+    label_optional: as if None where there is no such column, and a row may have none. prompt_limit:
     tokens that a prompt may have. check_label(label): what is wrong with it, or None. Raises DataError, naming the
-    fix, for data that is missing, empty, without an asked column, or with a prompt that is too long.
+    fix, for data that is missing, empty, without an asked column, without an asked label, or with a prompt that is
+    too long.
     """
     data = args.data
     # What OpenRLHF's reader takes for a strategy. It would print each table and a progress bar on rank 0.
@@ -82,6 +83,11 @@ def load_prompts(
             raise DataError(
                 f"a prompt of {names!r} has {length} tokens, but --data.max_len {data.max_len} leaves {prompt_limit} "
                 f"beside the new tokens; raise --data.max_len or filter the data (prompt {text[:60]!r})"
+            )
+        if label_key is not None and not label_optional and (label is None or not str(label).strip()):
+            raise DataError(
+                f"row {number} of {names!r} has no label: fill in its {label_key!r} (--data.label_key), or leave the "
+                "row out"
             )
         if wrong := check_label(label):
             raise DataError(f"row {number} of {names!r}: {wrong}")

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 from typing import TextIO
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from openrlhf_apo import cpu
-from openrlhf_apo.data.inputs import make_trackers, read_inputs
+from openrlhf_apo.data.inputs import make_tokenizer, make_trackers, read_inputs
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
@@ -25,18 +25,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
     """Run `plan` to its end. args: OpenRLHF's settings. console: for the progress bar."""
     torch.manual_seed(plan.schedule.seed)
-    path, trusted = args.actor.model_name_or_path, args.actor.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, trust_remote_code=trusted, use_fast=not args.data.disable_fast_tokenizer
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = make_tokenizer(args)
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     model = AutoModelForCausalLM.from_pretrained(
-        path,
-        trust_remote_code=trusted,
+        args.actor.model_name_or_path,
+        trust_remote_code=args.actor.trust_remote_code,
         dtype=DTYPES[args.ds.param_dtype],
         attn_implementation=args.ds.attn_implementation,
     ).to("cuda" if cpu.has_cuda() else "cpu")

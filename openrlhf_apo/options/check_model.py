@@ -1,6 +1,8 @@
 """The model's configuration can be read, asks for no code that was not allowed, and fits the flags."""
 
 import json
+import os
+import re
 from types import SimpleNamespace
 
 from openrlhf_apo.cpu import has_cuda
@@ -8,9 +10,19 @@ from openrlhf_apo.errors import OptionError
 
 
 def check_model(args: SimpleNamespace) -> None:
+    model = args.actor.model_name_or_path
+    if not os.path.isdir(model):  # nor is the hub asked for a mistyped folder, which takes a minute of tries offline
+        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
+            raise OptionError(
+                f"--actor.model_name_or_path {model}: no such folder, and no hub name, OWNER/NAME: correct the path"
+            )
+        if os.path.isdir(owner := model.partition("/")[0]):
+            raise OptionError(
+                f"--actor.model_name_or_path {model}: no such folder in {owner}: correct the path (a hub model can be "
+                f"meant only where there is no folder {owner})"
+            )
     from transformers import AutoConfig
 
-    model = args.actor.model_name_or_path
     try:
         # OpenRLHF loads model and tokenizer with their code allowed, so what brings code is refused before.
         if not args.actor.trust_remote_code and any(map(_brings_code, _configurations(model))):

@@ -24,10 +24,13 @@ def check_inputs(args: argparse.Namespace) -> None:
         return
     if not getattr(args, "data.prompt_dataset"):
         raise OptionError("--data.prompt_dataset is missing: a file, folder or hub name")
-    if getattr(args, "reward.name") and url:
+    name = getattr(args, "reward.name")
+    if name and url:
         raise OptionError("--reward and --reward.remote_url are both set: choose one")
-    if not getattr(args, "reward.name") and not url:
-        raise OptionError("no reward: give --reward math_verify, or --reward.remote_url with a .py file or a URL")
+    if name not in (None, "math_verify"):
+        raise OptionError(f"--reward {name}: no such reward; give --reward FILE.py, a URL (http://...) or math_verify")
+    if not name and not url:
+        raise OptionError("no reward: give --reward FILE.py, a URL (http://...) or math_verify")
     for file in (url or "").split(","):
         if file.endswith(".py") and not os.path.isfile(file):
             raise OptionError(f"--reward.remote_url {file}: no such file")

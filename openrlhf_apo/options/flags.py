@@ -10,7 +10,11 @@ from openrlhf_apo.options.owners import add_owned_flags
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", metavar="FILE.yaml", help="set any flag from a file; the command line wins")
-    add("--dry_run", action="store_true", help="print the resolved settings and stop")
+    add(
+        "--dry_run",
+        action="store_true",
+        help="read the data, call a reward file once, print the settings, given ones first, and stop",
+    )
     add(
         "--loss",
         metavar="NAME",
@@ -107,7 +111,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="how often an engine that died is replaced, in a run that goes on (default 0)",
     )
     add("--actor.trust_remote_code", action="store_true", help="run the code that comes with a model")
-    add("--reward", dest="reward.name", choices=["math_verify"], help="a reward by its short name")
+    add(
+        "--reward",
+        dest="reward.name",
+        metavar="FILE.py|URL|math_verify",
+        help="math_verify, or what --reward.remote_url takes",
+    )
     add(
         "--reward.timeout",
         type=float,

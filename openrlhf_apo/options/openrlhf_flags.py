@@ -122,7 +122,9 @@ FLAGS: dict[str, Flag] = {
     "data.input_key": differs("the default is `prompt`"),
     "data.input_template": works(),
     "data.label_key": differs(
-        "the default is `label`; data without that column has no labels, unless --reward math_verify needs them"
+        "the default is `label`; data without that column has no labels. Where it is given, and for --reward "
+        "math_verify, a row without a label is refused. math_verify takes numbers as text and refuses lists and "
+        "objects; a reward of your own gets labels as the data has them"
     ),
     "data.max_images_per_prompt": _TEXT_ONLY,
     "data.max_len": differs("a prompt that leaves no room for new tokens stops the run; OpenRLHF cuts it", **COUNT),

@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from types import SimpleNamespace
 
 import yaml
@@ -28,9 +30,24 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise OptionError(message)
 
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = next((word for word in unknown if word.startswith("--")), unknown[0]).partition("=")[0]
+            hint = _did_you_mean(name, self._option_string_actions)
+            raise OptionError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names nearest to an unknown one, to go on after the error; nothing where none is near."""
+    # A flag without its prefix, --batch_size, is nearer to those that end so than its spelling says.
+    near = [other for other in known if other.endswith(f".{name.lstrip('-')}")] or get_close_matches(name, known, 1)
+    return f"; did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
+
 
 def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace:
-    """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file.
+    """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file, and by which.
 
     Raises OptionError for anything that cannot work or would have no effect. `check_model_folder=False` does not look
     at the model, which may have yet to be made.
@@ -38,12 +55,20 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     own = _own_file(argv)
     parser = make_parser()
     args = parser.parse_args(argv)
-    given = _given(parser, argv)
+    origin = dict.fromkeys(_given(parser, argv), "command line")
     if args.config:
         from_file = _read_config(parser, args.config)
-        given |= from_file.keys()
+        origin = dict.fromkeys(from_file, args.config) | origin
         parser.set_defaults(**from_file)
         args = parser.parse_args(argv)
+    reward = getattr(args, "reward.name") or ""
+    if not getattr(args, "reward.remote_url") and (
+        reward.endswith(".py") or reward.startswith(("http://", "https://"))
+    ):
+        setattr(args, "reward.remote_url", reward)
+        setattr(args, "reward.name", None)
+        origin["reward.remote_url"] = origin.pop("reward.name")
+    given = set(origin)
     cpu.decide(getattr(args, "apo.device"))
     args.loss = _loss(args, own)
     args.runtime = decide_runtime(args, given)
@@ -66,7 +91,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     except AssertionError as error:
         raise OptionError(str(error)) from None
     _refuse_overrides(parsed, settings, given, said)
-    settings.given = sorted(given)
+    settings.given = dict(sorted(origin.items()))
     settings.train.dynamic_batch_enable = by_tokens
     _make_paths_absolute(settings)
     check_settings(settings)
@@ -153,7 +178,7 @@ def _read_config(parser: argparse.ArgumentParser, path: str) -> dict:
     for name, value in flatten(content).items():
         action = by_name.get(name)
         if action is None or name == "config":
-            raise OptionError(f"--config {path}: unknown flag {name!r}")
+            raise OptionError(f"--config {path}: unknown flag {name!r}{_did_you_mean(name, by_name)}")
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise OptionError(f"--config {path}: {name} is a switch: true or false")
@@ -176,7 +201,10 @@ def _yaml(path: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise OptionError(f"--config {path}: {line}{error.problem}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"--config {path}: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise OptionError(f"--config {path}: expected `flag: value` lines")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_apo.errors import OptionError, RewardFailure
+from openrlhf_apo.errors import OptionError, RewardFailure, in_one_line
 from openrlhf_apo.rewards.reward import Reward, reward_of
 
 MAX_CALLS = 16  # at once
@@ -25,9 +25,11 @@ class RemoteReward:
             self.executor = SingleTurnAgentExecutor(urls)
         except Exception as error:  # whatever the user's file raises
             reason = (
-                "it has no reward_func" if isinstance(error, AttributeError) else f"{type(error).__name__}: {error}"
+                "it has no reward_func(queries, prompts, labels)"
+                if isinstance(error, AttributeError) and "no attribute 'reward_func'" in str(error)
+                else in_one_line(error)
             )
-            raise OptionError(f"--reward.remote_url {urls[0]} cannot be loaded: {reason.splitlines()[0]}") from None
+            raise OptionError(f"--reward.remote_url {urls[0]} cannot be loaded: {reason}") from None
         self.timeout = timeout
         self.fetch = (
             self.executor._fetch_rewards_via_func

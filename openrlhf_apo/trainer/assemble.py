@@ -51,6 +51,7 @@ class Inputs:
                 )
             full, rest = divmod(len(rows), schedule.prompts_per_rollout)
             per_rollout = ([schedule.prompts_per_rollout] * full + [rest] * (rest > 0)) * schedule.episodes
+        self.rollouts = len(per_rollout)
         self.optimizer_steps = schedule.optimizer_steps(per_rollout)
         # Of the prompts with their labels, or of saved rollouts by the sizes of their files.
         content = self.saved.sizes() if self.saved else [asdict(row) for row in rows or ()]

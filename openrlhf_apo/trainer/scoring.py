@@ -43,7 +43,8 @@ class Scorer:
                 f"label {sample.label!r})"
             )
             if self.failures > self.max_failures:
-                raise RunError(f"{message}; failure {self.failures} of {self.max_failures} --reward.max_failures")
+                count = "a reward" if self.failures == 1 else f"{self.failures} rewards"
+                raise RunError(f"{message}; {count} failed, and --reward.max_failures is {self.max_failures}")
             logger.warning("%s; its group is dropped (failure %d of %d)", message, self.failures, self.max_failures)
         return [sample for sample in samples if sample.group_id not in failed]
 
