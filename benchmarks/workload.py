@@ -112,6 +112,12 @@ def write_inputs(folder: Path, work: Work) -> tuple[Path, Path]:
 
 def run_product(work: Work, flags: list[str]) -> dict:
     """A run of train_apo_ray; see `observe`. Raises RuntimeError, naming the log, when it fails."""
+    command, metrics = product(work, flags)
+    return observe(command, metrics, work)
+
+
+def product(work: Work, flags: list[str]) -> tuple[list[str], Path]:
+    """The command of a run of train_apo_ray, and its metrics file, which is not there yet."""
     out = CACHE / "run"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -134,7 +140,7 @@ def run_product(work: Work, flags: list[str]) -> dict:
     }
     for name, value in settings.items():
         command += [f"--{name}", str(value)]
-    return observe([*command, *flags], out / "output" / "metrics.jsonl", work)
+    return [*command, *flags], out / "output" / "metrics.jsonl"
 
 
 def observe(command: list[str], metrics: Path, work: Work) -> dict:

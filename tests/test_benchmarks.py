@@ -171,6 +171,16 @@ def test_every_hop_of_the_drivers_data_is_measured(load):
     )
 
 
+def test_a_long_run_that_grows_is_seen(load):
+    long_run = load("long_run")
+    samples = [
+        {"rollout": k, "pss_mb": 500 + 0.1 * k, "files": 30, "threads": 8, "processes": 3} for k in range(0, 2000, 10)
+    ]
+    found = long_run.summary(samples, [{"time/step": 0.1 if k < 1000 else 0.2} for k in range(2000)])
+    assert found["pss_mb"]["slope"] == pytest.approx(100 / 520, rel=0.05) and found["pss_mb"]["growth"] > 0.2
+    assert found["files"]["growth"] == found["threads"]["slope"] == 0 and found["step_s"]["growth"] == 1.0
+
+
 def test_the_scaling_fit_is_of_each_axis_and_phase(load):
     scaling = load("scaling")
     axes = {"prompts": [16, 32, 64]}

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import statistics
 import time
 from collections import defaultdict, deque
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 SLOW = 3.0  # times the median, after which a line says what is being waited for
 SHORTEST_WATCH = 30.0  # seconds; what is quick may well take longer once
+HEAD_SECONDS = 10.0  # that Ray's head may take to answer
 FIRST_WATCH = 120.0  # of what was never waited for
 _seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=50))  # of the last waits, by what for
 
@@ -28,6 +30,7 @@ def get_all(refs: list, timeout: float, what: str) -> list:
 
     Raises RunError saying what of a failed actor decided the end, and ActorDied for one that is gone.
     """
+    _ask_for_head()
     start, before = time.monotonic(), _seconds[what]
     watch = max(SHORTEST_WATCH, SLOW * statistics.median(before)) if before else FIRST_WATCH
     results, pending = {}, list(refs)
@@ -53,6 +56,19 @@ def get_all(refs: list, timeout: float, what: str) -> list:
             )
     before.append(time.monotonic() - start)
     return [results[ref] for ref in refs]
+
+
+def _ask_for_head() -> None:
+    """Ray goes on without its head for a minute, then ends every process where it stands, this one too."""
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), HEAD_SECONDS).close()
+    except OSError:
+        raise ActorDied(
+            f"Ray's head process gcs_server ({address}) is gone: killed from outside, or by the kernel for memory "
+            "(see dmesg)"
+        ) from None
 
 
 def _reason(error: RayError) -> str:

@@ -229,6 +229,7 @@ def test_what_is_waited_for_is_named_and_not_for_ever(monkeypatch, caplog):
         clock[0] += timeout
         return [ref for ref in pending if ref != "lost"], [ref for ref in pending if ref == "lost"]
 
+    monkeypatch.setattr(calls, "_ask_for_head", lambda: None)
     monkeypatch.setattr(calls.ray, "wait", wait)
     monkeypatch.setattr(calls.ray, "get", lambda ref: ref)
     monkeypatch.setattr(calls.time, "monotonic", lambda: clock[0])
