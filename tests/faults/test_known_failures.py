@@ -16,7 +16,8 @@ from outcome import REWARD, outcome
 from test_exact_resume import drop_after
 
 from openrlhf_apo import cpu
-from openrlhf_apo.cli.train_apo_ray import RESUME, _print_settings, resume_command
+from openrlhf_apo.cli.dry_run import _print_settings
+from openrlhf_apo.cli.train_apo_ray import RESUME, resume_command
 from openrlhf_apo.data.inputs import make_trackers
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
