@@ -54,8 +54,9 @@ def train(
     config = os.path.join(output, "flags.yaml")
     with open(config, "w", encoding="utf-8") as file:
         yaml.safe_dump(settings | flatten(flags), file)
-    args = resolve(["--config", config])
-    plan = run_plan(args)
+    argv = ["--config", config]
+    args = resolve(argv)
+    plan = run_plan(args, argv)
     plan = replace(
         plan, reward=replace(plan.reward, function=reward_func), data=replace(plan.data, label_optional=True)
     )

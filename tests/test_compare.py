@@ -340,5 +340,5 @@ def test_two_arms_through_the_real_trainer_with_a_kill_between(spec, sums, tmp_p
     for arm in ("apo", "grpo"):
         run = tmp_path / "out" / arm / "seed_1"
         assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(9))
-        assert json.loads((run / "run.json").read_text())["exit_code"] == 0
+        assert json.loads((run / "compare.json").read_text())["exit_code"] == 0
     assert all(row["pass1"] and row["passk"] and row["k"] == "2" for row in csv_rows(tmp_path / "out"))

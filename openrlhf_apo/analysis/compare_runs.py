@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One arm with one seed. Its directory holds metrics.jsonl, train.log and run.json: the flags and how it ended.
+    """One arm with one seed. Its directory holds metrics.jsonl, train.log and compare.json: flags and how it ended.
 
     `words` is the trainer's command line without seed and directories.
     """
@@ -54,15 +54,15 @@ class Run:
 
     @property
     def record(self) -> dict:
-        """run.json: `argv`, and once the run has ended `exit_code` and `error`; empty before its start."""
-        path = self.dir / "run.json"
+        """compare.json: `argv`, and once the run has ended `exit_code` and `error`; empty before its start."""
+        path = self.dir / "compare.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def write_record(self, **ending) -> None:
         self.dir.mkdir(parents=True, exist_ok=True)
-        tmp = self.dir / "run.json.tmp"
+        tmp = self.dir / "compare.json.tmp"
         tmp.write_text(json.dumps({"argv": self.argv} | ending, indent=1) + "\n", encoding="utf-8")
-        os.replace(tmp, self.dir / "run.json")
+        os.replace(tmp, self.dir / "compare.json")
 
     @property
     def finished(self) -> bool:

@@ -8,7 +8,6 @@ from typing import TextIO
 from tqdm import tqdm
 
 FORMAT = {"fmt": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-SECRET = "logger.wandb.key"  # the only flag whose value is never shown
 
 
 class _Lines(logging.Handler):

@@ -10,7 +10,6 @@ and those of this package at the end of `--help`. Exit code 2: a setting or the 
 
 import logging
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -18,12 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TextIO
 
-from openrlhf_apo.cli.console import SECRET, divert_output, log_to
+from openrlhf_apo.cli.console import divert_output, log_to
 from openrlhf_apo.cli.imports import quick_imports
 from openrlhf_apo.errors import DataError, OptionError, RunError, in_one_line
 from openrlhf_apo.rewards.math_verify import start_workers
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.output_lock import lock_outputs
+from openrlhf_apo.trainer.run_record import hide_key
 from openrlhf_apo.trainer.stop import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         from openrlhf_apo.options import resolve, run_plan, start_up_warnings  # imports torch, 1.5 s
     try:
         args = resolve(argv)
-        plan = run_plan(args)
+        plan = run_plan(args, argv)
         if not args.dry_run:
             output = {"--ckpt.output_dir": plan.output.directory, "--ckpt.path": plan.output.checkpoints}
             locks = lock_outputs(output)
@@ -100,8 +100,9 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSi
 
 def resume_command(argv: list[str]) -> str:
     """For a shell. A key is named and not shown, since this stands in run.log."""
-    command = shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
-    return re.sub(rf"(--{SECRET}[ =])\S+", r'\1"$WANDB_API_KEY"', command)
+    return hide_key(
+        shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
+    )
 
 
 def _last_checkpoint(output: "OutputPlan") -> int | None:

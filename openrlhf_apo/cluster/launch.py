@@ -21,6 +21,7 @@ from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.resume import checkpoint_to_resume
+from openrlhf_apo.trainer.run_record import write_run_record
 from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     if resume is not None and resume.embedded:
         raise RunError(f"the checkpoint {resume.folder} is one of --runtime embedded: go on with that, or start anew")
+    write_run_record(plan.output.directory, plan.record, inputs.manifest, resume.rollout if resume else None)
     strategy = ApoStrategy(args, _rank_plan(plan), resume.folder.name if resume else None)
     policy_group, reference_group, engines, engine_pg = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)

@@ -15,6 +15,7 @@ from openrlhf_apo.embedded.policy import EmbeddedPolicy
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.resume import checkpoint_to_resume
+from openrlhf_apo.trainer.run_record import write_run_record
 from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
+    write_run_record(plan.output.directory, plan.record, inputs.manifest, resume.rollout if resume else None)
     model = AutoModelForCausalLM.from_pretrained(
         args.actor.model_name_or_path,
         trust_remote_code=args.actor.trust_remote_code,

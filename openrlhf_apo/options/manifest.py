@@ -55,7 +55,7 @@ NOT_FREE = ("data.max_len",)
 def manifest(args: SimpleNamespace) -> dict:
     """{flag: value} of what decides the run's optimizer steps. Files count by their content, and not by their names;
     addresses by a digest, since they may hold a secret."""
-    found = {flag: value for flag, value in _flat(args).items() if flag in NOT_FREE or not flag.startswith(FREE)}
+    found = {flag: value for flag, value in flat(args).items() if flag in NOT_FREE or not flag.startswith(FREE)}
     found["actor.model_name_or_path"] = _model(args.actor.model_name_or_path)
     if args.loss_path:
         found["loss_path"] = _file(Path(args.loss_path))
@@ -76,8 +76,9 @@ def _model(name: str) -> str:
     return _file(configuration) if configuration.is_file() else name
 
 
-def _flat(settings: SimpleNamespace, prefix: str = "") -> dict:
-    flat: dict = {}
+def flat(settings: SimpleNamespace, prefix: str = "") -> dict:
+    """{flag: value} of nested settings."""
+    found: dict = {}
     for name, value in vars(settings).items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, SimpleNamespace) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, SimpleNamespace) else {f"{prefix}{name}": value}
+    return found

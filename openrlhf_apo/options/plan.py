@@ -1,6 +1,7 @@
 """From checked settings to the plan of a run."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from openrlhf_apo.objectives import (
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.manifest import manifest
 from openrlhf_apo.options.owners import build, owner_of
+from openrlhf_apo.options.record import run_record
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupPlan, GroupSettings
 from openrlhf_apo.trainer.handles import SamplingSettings
@@ -26,8 +28,8 @@ from openrlhf_apo.trainer.rollouts import GroupFilter
 from openrlhf_apo.trainer.token_objective import TokenPlan
 
 
-def run_plan(args: SimpleNamespace) -> RunPlan:
-    """Raises OptionError, one line, for the first value that its owner refuses."""
+def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
+    """argv: what `args` came from. Raises OptionError, one line, for the first value that its owner refuses."""
     sampling = SamplingSettings(
         samples_per_prompt=args.rollout.n_samples_per_prompt,
         temperature=args.rollout.temperature,
@@ -109,6 +111,7 @@ def run_plan(args: SimpleNamespace) -> RunPlan:
         timeout=args.apo.timeout,
         max_restarts=args.train.max_restarts,
         max_engine_restarts=args.rollout.max_engine_restarts,
+        record=run_record(args, argv),
     )
 
 

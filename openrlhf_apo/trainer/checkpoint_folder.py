@@ -6,13 +6,13 @@ before it go only after the new one has its marker.
 
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from openrlhf_apo.errors import OptionError, RunError, in_one_line
+from openrlhf_apo.trainer.files import move_aside, sync, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ class CheckpointFolder:
         folder = self.root / tag
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         for path in files:
-            _sync(path)
+            sync(path)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
         marked = Checkpoint(folder, rollout, time.time(), metric, self.manifest, sizes)
         content = {key: value for key, value in asdict(marked).items() if key != "folder"}
-        _write_whole(folder / MARKER, json.dumps(content, indent=1))
-        _write_whole(self.root / "latest", tag)  # DeepSpeed's own tools look for it
+        write_whole(folder / MARKER, json.dumps(content, indent=1))
+        write_whole(self.root / "latest", tag)  # DeepSpeed's own tools look for it
         self._rotate(marked)
 
     def _rotate(self, newest: Checkpoint) -> None:
@@ -128,33 +128,15 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
     return newest
 
 
-def move_aside(root: Path) -> None:
-    """A run that starts anew leaves the checkpoints of the one before alone."""
-    if not root.exists() or not any(root.iterdir()):
-        return
-    number = 1
-    while (aside := root.with_name(f"{root.name}.{number}")).exists():
-        number += 1
-    os.replace(root, aside)
-    logger.warning("%s held another run's checkpoints: moved to %s (--ckpt.load_enable goes on)", root, aside.name)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
+def leave_alone(root: Path) -> None:
+    """A run that starts anew moves the checkpoints of the one before out of its way."""
+    if root.exists() and any(root.iterdir()):
+        aside = move_aside(root)
+        logger.warning(
+            "starting anew: the checkpoints of an earlier run are moved from %s to %s. To go on from them, stop this "
+            "run, move them back and give --ckpt.load_enable",
+            *(root, aside.name),
+        )
 
 
 def _size(root: Path) -> int:

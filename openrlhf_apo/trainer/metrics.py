@@ -29,6 +29,8 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from openrlhf_apo.trainer.files import move_aside
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,11 +68,7 @@ class MetricsFile:
         self.last_step = step
 
     def _rotate(self) -> None:
-        number = 1
-        while (old := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        self.path.rename(old)
-        logger.warning("%s held another run's metrics: moved to %s", self.path, old.name)
+        logger.warning("%s held another run's metrics: moved to %s", self.path, move_aside(self.path).name)
 
     def _truncate(self, resume_step: int) -> None:
         rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]

@@ -1,7 +1,7 @@
 """A run by value: everything that the command line decides, as built parts. options/plan.py makes it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from openrlhf_apo.objectives import Guidance
@@ -102,6 +102,7 @@ class RunPlan:
     max_restarts: int = 0  # of the whole run, from its last checkpoint
     restarts: int = 0  # so far
     max_engine_restarts: int = 0
+    record: dict = field(default_factory=dict)  # of the command line, for run.json (options/record.py)
 
     @property
     def anchor_weights(self) -> bool:

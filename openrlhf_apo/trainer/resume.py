@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from openrlhf_apo.errors import OptionError
-from openrlhf_apo.trainer.checkpoint_folder import Checkpoint, find_checkpoint, move_aside
+from openrlhf_apo.trainer.checkpoint_folder import Checkpoint, find_checkpoint, leave_alone
 from openrlhf_apo.trainer.plan import OutputPlan
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def checkpoint_to_resume(output: OutputPlan, manifest: dict) -> Checkpoint | Non
     """
     root = Path(output.checkpoints) / "_actor"
     if not output.resume:
-        move_aside(root)
+        leave_alone(root)
         return None
     found = find_checkpoint(root)
     if found is None:
