@@ -68,6 +68,8 @@ def test_measures_of_a_run_by_hand():
         "steps_to_threshold": 17,
     }
     assert "steps_to_threshold" not in measure(rows, None)
+    graded = [{"eval/score_mean" if key == "eval/pass1" else key: row[key] for key in row} for row in rows]
+    assert measure(graded, None)["score_mean"] == 0.5 and not {"pass1", "passk", "k"} & measure(graded, None).keys()
 
 
 def test_table_counts_who_reached_and_who_collapsed():

@@ -9,6 +9,7 @@ from openrlhf_apo.trainer.checkpoints import Checkpoints
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.loop import _sample_metrics
+from openrlhf_apo.trainer.metrics import held_out
 from openrlhf_apo.trainer.prompts import PromptRow
 from openrlhf_apo.trainer.rollouts import GroupFilter
 from openrlhf_apo.trainer.samples import Sample
@@ -57,6 +58,58 @@ def test_none_keeps_no_best_and_another_key_decides():
     Checkpoints(policy, None, None, "eval/pass4").after_rollout(3, {"eval/pass1": 1.0, "eval/pass4": 0.2}, {})
     tag, state = policy.saved[0]
     assert tag == "best_global_step3" and state["checkpoints"]["latest"] == 0.2
+
+
+@pytest.mark.parametrize("best_key", ["", "eval/pass1", "eval/score_mean"])
+def test_the_best_of_graded_rewards_goes_by_their_mean_under_either_name(best_key):
+    policy = SavingPolicy()
+    checkpoints = Checkpoints(policy, None, every=None, best_key=best_key)
+    for rollout, row in enumerate([{"eval/pass1": 0.0}, {"eval/score_mean": 0.3}, {"eval/score_mean": 0.2}], start=1):
+        checkpoints.after_rollout(rollout, {"step": rollout} | row, {})
+    assert [tag for tag, _ in policy.saved] == ["best_global_step1", "best_global_step2"]
+
+
+class Answers:
+    """Engine and scorer in one: two answers to each prompt, with these rewards."""
+
+    def __init__(self, rewards: list[float]):
+        self.rewards = rewards
+
+    def generate(self, prompts, settings):
+        two = [prompt for prompt in prompts for _ in range(2)]
+        return [
+            Sample(p.group_id, p.text, "", p.datasource, [1], [2], "a", [-1.0], False, reward=reward)
+            for p, reward in zip(two, self.rewards, strict=True)
+        ]
+
+    def score(self, samples):
+        return samples
+
+
+def evaluate(rewards: list[float]) -> dict[str, float]:
+    rows = [PromptRow("p", "", datasource="one"), PromptRow("q", "", datasource="two")]
+    answers = Answers(rewards)
+    metrics = Evaluation(rows, SamplingSettings(2, 1.0, 1.0, 4, 64, 0), 1, False).run(answers, answers)
+    return {key: value for key, value in metrics.items() if "pass" in key or "score" in key}
+
+
+def test_only_rewards_of_0_and_1_are_a_pass_rate():
+    binary = {"eval/pass1": 0.75, "eval/pass2": 1.0, "eval/one/pass1": 0.5, "eval/two/pass1": 1.0}
+    assert evaluate([0, 1, 1, 1]) == evaluate([False, True, 1.0, 1.0]) == binary
+    graded = {
+        "eval/score_mean": 0.5,
+        "eval/score_best2": 0.75,
+        "eval/one/score_mean": 0.25,
+        "eval/two/score_mean": 0.75,
+    }
+    assert evaluate([0, 0.5, 0.5, 1]) == graded
+    assert "eval/score_mean" in evaluate([-1, 1, 1, 1])
+
+
+def test_one_graded_evaluation_makes_all_of_a_run_graded():
+    rows = [{"step": 0, "eval/pass1": 0.0}, {"step": 1}, {"step": 2, "eval/score_mean": 0.25}]
+    assert held_out(rows) == ("eval/score_mean", [(0, 0.0), (2, 0.25)])
+    assert held_out(rows[:2]) == ("eval/pass1", [(0, 0.0)]) and held_out(rows[1:2])[1] == []
 
 
 @pytest.mark.parametrize(

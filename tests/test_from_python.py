@@ -37,7 +37,7 @@ def test_a_model_rows_and_a_function_train(tiny_model, tmp_path):
     )
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(math.isfinite(row["grad_norm"]) and row["rollout_mismatch"] < 1e-5 for row in rows[1:])
-    assert "eval/pass1" in rows[0] and "eval/pass1" in rows[2]
+    assert "eval/score_mean" in rows[0] and "eval/score_mean" in rows[2] and "eval/pass1" not in rows[2]
     assert {"config.json", "model.safetensors", "flags.yaml"} <= {path.name for path in tmp_path.iterdir()}
 
 

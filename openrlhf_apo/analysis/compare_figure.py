@@ -182,6 +182,7 @@ TOPICS = {
     "reward": (
         Panel("Reward", "mean of the sampled training answers", "reward_mean", _draw_curves, wide=True),
         Panel("Held-out pass@1", "filled: last evaluation; hollow: before training", "eval/pass1", _draw_last),
+        Panel("Held-out score", "filled: last evaluation; hollow: before training", "eval/score_mean", _draw_last),
         Panel("Held-out pass@k", "best of k answers; filled: last; hollow: before", "eval/passk", _draw_last),
     ),
     "alpha": (

@@ -12,7 +12,7 @@ from openrlhf_apo.analysis.compare_statistics import mean_and_half_width, measur
 
 COLUMNS = (
     *("arm", "seed", "status", "error", "steps", "first_reward", "final_reward", "auc", "pass1", "passk", "k"),
-    *("steps_to_threshold", "collapsed", "seconds", "seconds_per_step"),
+    *("score_mean", "steps_to_threshold", "collapsed", "seconds", "seconds_per_step"),
 )
 
 
@@ -58,12 +58,15 @@ def markdown_table(results: list[dict], threshold: float | None) -> str:
         "area under the curve": partial(_interval, "auc"),
         "pass@1": partial(_interval, "pass1"),
         f"pass@{k}": partial(_interval, "passk"),
+        "held-out score": partial(_interval, "score_mean"),
         f"steps to {threshold}": _reached,
         "collapsed": lambda done: f"{sum(row['collapsed'] for row in done)} of {len(done)}",
         "s / step": partial(_interval, "seconds_per_step"),
     }
     if not any("pass1" in row for row in results):
         del cells["pass@1"]
+    if not any("score_mean" in row for row in results):
+        del cells["held-out score"]
     if not ks:
         del cells[f"pass@{k}"]
     if threshold is None:
@@ -104,8 +107,8 @@ def _definitions(threshold: float | None) -> str:
     text = (
         "Mean ± half the 95 % confidence interval (Student t over the finished runs, one per seed; one run has none). "
         "Final reward: sampled training reward over the last fifth of the steps (at least 3). Area under the curve: "
-        "mean reward over all steps. pass@1 and pass@k: held-out, last evaluation. Collapsed: the moving average of "
-        "the reward over a fifth of the steps ends below its peak by more than half of its gain from first to peak, "
+        "mean reward over all steps. pass@1, pass@k, held-out score: of the last evaluation. Collapsed: the moving "
+        "average of the reward over a fifth of the steps ends below its peak by more than half of its gain from first to peak, "
         "and by more than three times the noise of a step."
     )
     if threshold is not None:

@@ -4,6 +4,8 @@ import math
 import re
 from statistics import fmean, median, stdev
 
+from openrlhf_apo.trainer.metrics import held_out
+
 THRESHOLD_WINDOW = 3  # steps
 # Student's t, 97.5 % quantile, for 1 to 30 degrees of freedom.
 T_975 = (
@@ -75,10 +77,12 @@ def measure(rows: list[dict], threshold: float | None) -> dict:
     if seconds:
         found["seconds"] = sum(seconds)
         found["seconds_per_step"] = median(row["time/step"] for row in trained)
-    if evaluated := [row for row in rows if "eval/pass1" in row]:
-        found["pass1"] = evaluated[-1]["eval/pass1"]
-        for key, value in evaluated[-1].items():
-            if (match := re.fullmatch(r"eval/pass(\d+)", key)) and key != "eval/pass1":
+    key, evaluated = held_out(rows)
+    if evaluated:
+        step, mean = evaluated[-1]
+        found[key.removeprefix("eval/")] = mean
+        for name, value in next(row for row in rows if row["step"] == step).items():
+            if key == "eval/pass1" != name and (match := re.fullmatch(r"eval/pass(\d+)", name)):
                 found |= {"passk": value, "k": int(match[1])}
     if threshold is not None and (step := steps_to_threshold(rows, threshold)) is not None:
         found["steps_to_threshold"] = step

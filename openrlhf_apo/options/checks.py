@@ -151,5 +151,6 @@ def _check_data(args: SimpleNamespace) -> None:
     key = args.ckpt.best_metric_key
     if key not in ("", "none") and not key.startswith("eval/"):
         raise OptionError(
-            f"--ckpt.best_metric_key {key}: use eval/pass1 or another eval/... of metrics.jsonl, or none"
+            f"--ckpt.best_metric_key {key}: use eval/pass1 (of graded rewards eval/score_mean), another eval/... of "
+            "metrics.jsonl, or none"
         )

@@ -103,7 +103,9 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "on by default for grpo and g2rpo_a; --algo.kl.no_use_loss: KL in the reward"),
         Use("works"),
     ),
-    "ckpt.best_metric_key": differs("a key of metrics.jsonl: eval/pass1 by default, or none"),
+    "ckpt.best_metric_key": differs(
+        "a key of metrics.jsonl: eval/pass1 by default (of graded rewards eval/score_mean), or none"
+    ),
     "ckpt.disable_ds": works(),
     "ckpt.load_enable": differs(
         "goes on from this trainer's checkpoints; one of openrlhf.cli.train_ppo_ray is refused"

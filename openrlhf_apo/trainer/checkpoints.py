@@ -7,6 +7,7 @@ from typing import Protocol
 from openrlhf_apo.errors import RunError, in_one_line
 from openrlhf_apo.trainer.checkpoint_folder import CheckpointFolder, complete_checkpoints
 from openrlhf_apo.trainer.handles import PolicyHandle
+from openrlhf_apo.trainer.metrics import as_score
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ class Checkpoints:
     """Every `every` rollouts (None: never), as `global_step<n>`; and, as in OpenRLHF, after an evaluation that is
     better than all before, as `best_global_step<n>`.
 
-    best_key: the metric that decides; "" takes eval/pass1, "none" keeps no best. The metric goes with every
-    checkpoint: where --ckpt.max_num removes one, it is the worst. folder: None where there is nothing to resume from
+    best_key: the metric that decides; "" takes eval/pass1, "none" keeps no best. Of graded rewards, eval/pass1 is
+    eval/score_mean (metrics.py), and either name means what there is. The metric goes with every checkpoint: where
+    --ckpt.max_num removes one, it is the worst. folder: None where there is nothing to resume from
     (--ckpt.disable_ds); then the policy's own files are all there is.
     """
 
@@ -39,7 +41,8 @@ class Checkpoints:
 
     def after_rollout(self, rollout: int, row: dict, state: dict) -> None:
         """row: the rollout's line of metrics.jsonl, on disk by now, so that a checkpoint never knows more than it."""
-        value = row.get(self.best_key)
+        key = next((key for key in row if as_score(key) == as_score(self.best_key)), self.best_key)
+        value = row.get(key)
         if value is not None:
             self._state["latest"] = value
         if self.every is not None and rollout % self.every == 0:
@@ -47,7 +50,7 @@ class Checkpoints:
         if value is not None and (self._state["best"] is None or value > self._state["best"]):
             self._state["best"] = value
             self.save(rollout, state, "best_")
-            logger.info("best checkpoint so far: %s %.4f after rollout %d", self.best_key, value, rollout)
+            logger.info("best checkpoint so far: %s %.4f after rollout %d", key, value, rollout)
 
     def save(self, rollout: int, state: dict, prefix: str = "") -> None:
         """RunError, one line, for one that cannot be written; those before stay."""

@@ -3,13 +3,15 @@
 import statistics
 
 from openrlhf_apo.trainer.handles import EngineHandle, SamplingSettings
+from openrlhf_apo.trainer.metrics import as_score
 from openrlhf_apo.trainer.prompts import PromptRow
 from openrlhf_apo.trainer.samples import whole_groups
 from openrlhf_apo.trainer.scoring import Scorer
 
 
 class Evaluation:
-    """`eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k.
+    """`eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k; of graded rewards, `eval/score_mean`
+    and `eval/score_best<k>` (metrics.py).
 
     every: rollouts between evaluations, None for none; ends: also before the first and after the last rollout.
     """
@@ -37,6 +39,8 @@ class Evaluation:
                 metrics[f"eval/{source}/pass1"] = statistics.fmean(
                     sample.reward for group in groups for sample in group if sample.datasource == source
                 )
+        if any(sample.reward not in (0, 1) for sample in samples):
+            metrics = {as_score(key): value for key, value in metrics.items()}
         metrics["eval/response_length"] = statistics.fmean(len(s.response_ids) for s in samples)
         metrics["eval/truncated_fraction"] = statistics.fmean(s.truncated for s in samples)
         return metrics

@@ -150,8 +150,8 @@ class Trainer:
             if evaluated:
                 tracker.log_eval(rollout, evaluated)
         if progress is not None:
-            shown = {"reward": row.get("reward_mean"), "α": row.get("alpha"), "pass@1": row.get("eval/pass1")}
-            progress.set_postfix({key: f"{value:.3f}" for key, value in shown.items() if value is not None})
+            names = {"reward_mean": "reward", "alpha": "α", "eval/pass1": "pass@1", "eval/score_mean": "held-out"}
+            progress.set_postfix({name: f"{row[key]:.3f}" for key, name in names.items() if key in row})
 
 
 def _sample_metrics(samples: list[Sample]) -> dict[str, float]:

@@ -18,7 +18,9 @@ and
 - recovery: `restarts` of the whole run, `engine_restarts`
 - machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]
-- evaluations: `eval/pass1`, on the line of the rollout they follow
+- evaluations, on the line of the rollout they follow: `eval/pass1`, the mean reward, and `eval/pass<k>`, the mean of
+  the best of k, where all rewards of the evaluation are 0 or 1. Where one is not, nothing was passed or failed, and they
+  are `eval/score_mean` and `eval/score_best<k>`. `eval/<source>/...` for each data set where there are several
 - `inner/<key>`: a list, one value per optimizer step inside the rollout
 """
 
@@ -26,6 +28,7 @@ import json
 import logging
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -94,6 +97,21 @@ def read_metrics(path: str | Path) -> list[dict]:
         except ValueError:
             logger.warning("%s: the last line is torn, left out", path)
     return rows
+
+
+def as_score(key: str) -> str:
+    """What `eval/pass1` or another pass rate is called where rewards are graded; any other key stays."""
+    return re.sub(
+        r"^(eval/(?:.*/)?)pass(\d+)$", lambda m: m[1] + ("score_mean" if m[2] == "1" else f"score_best{m[2]}"), key
+    )
+
+
+def held_out(rows: list[dict]) -> tuple[str, list[tuple[int, float]]]:
+    """The mean reward of each evaluation: its key, and (rollout, value). Rewards of a run are graded where those of
+    one evaluation are; another in which all happened to be 0 or 1 is an evaluation of the same scores."""
+    keys = ("eval/score_mean", "eval/pass1")
+    found = [(row["step"], row[key]) for row in rows for key in keys if key in row]
+    return keys[0] if any(keys[0] in row for row in rows) else keys[1], found
 
 
 def _plain(value: Any, key: str, step: object) -> Any:
