@@ -108,8 +108,8 @@ def _definitions(threshold: float | None) -> str:
         "Mean ± half the 95 % confidence interval (Student t over the finished runs, one per seed; one run has none). "
         "Final reward: sampled training reward over the last fifth of the steps (at least 3). Area under the curve: "
         "mean reward over all steps. pass@1, pass@k, held-out score: of the last evaluation. Collapsed: the moving "
-        "average of the reward over a fifth of the steps ends below its peak by more than half of its gain from first to peak, "
-        "and by more than three times the noise of a step."
+        "average of the reward over a fifth of the steps ends below its peak by more than half of its gain from first "
+        "to peak, and by more than three times the noise of a step."
     )
     if threshold is not None:
         text += f" Steps to {threshold:g}: first step at which the mean of the last 3 rewards is at least that."

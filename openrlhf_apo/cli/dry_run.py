@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from openrlhf_apo.data.inputs import make_tokenizer, read_inputs
 from openrlhf_apo.errors import OptionError, RewardFailure
 from openrlhf_apo.options.owners import value_of
+from openrlhf_apo.trainer.hidden import SECRET
 from openrlhf_apo.trainer.plan import RunPlan
-from openrlhf_apo.trainer.run_record import SECRET
 
 
 def dry_run(plan: RunPlan, args: SimpleNamespace) -> None:

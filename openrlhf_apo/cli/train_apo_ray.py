@@ -22,8 +22,8 @@ from openrlhf_apo.cli.imports import quick_imports
 from openrlhf_apo.errors import DataError, OptionError, RunError, in_one_line
 from openrlhf_apo.rewards.math_verify import start_workers
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
+from openrlhf_apo.trainer.hidden import hide_key
 from openrlhf_apo.trainer.output_lock import lock_outputs
-from openrlhf_apo.trainer.run_record import hide_key
 from openrlhf_apo.trainer.stop import Stopped, StopSignals
 
 if TYPE_CHECKING:

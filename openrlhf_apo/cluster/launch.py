@@ -35,7 +35,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     if resume is not None and resume.embedded:
         raise RunError(f"the checkpoint {resume.folder} is one of --runtime embedded: go on with that, or start anew")
-    write_run_record(plan.output.directory, plan.record, inputs.manifest, resume.rollout if resume else None)
+    write_run_record(plan, inputs.manifest, resume.rollout if resume else None)
     strategy = ApoStrategy(args, _rank_plan(plan), resume.folder.name if resume else None)
     policy_group, reference_group, engines, engine_pg = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)

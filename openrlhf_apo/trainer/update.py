@@ -51,16 +51,18 @@ class Update:
 
     def run(self, groups: list[list[Sample]], rollout: int) -> dict:
         """Train on the rollout's whole groups. Returns the metrics of the last optimizer step, and every step's as
-        lists under inner/<key>."""
+        lists under inner/<key>; and `first_advantages`, of the first group's samples, where the objective has such."""
         steps = split_into_steps(groups, self.groups_per_step)
         self.policy.load_steps([[sample for group in step for sample in group] for step in steps])
         self.objective.begin_rollout(rollout, len(steps))
         inner: dict[str, list] = defaultdict(list)
-        mismatch = 0.0
+        mismatch, advantages = 0.0, None
         for update in range(self.epochs * len(steps)):
             index = update % len(steps)
             step = self._step(steps[index], index, update, rollout)
             terms = self.objective.terms(step)
+            if update == 0:
+                advantages = terms.columns.get("advantage")
             self.regularizer.add(terms, step)
             report = self.policy.apply(index, terms)
             means = report.token_means
@@ -79,6 +81,8 @@ class Update:
         result = {key: values[-1] for key, values in inner.items()}
         result |= {f"inner/{key}": values for key, values in inner.items()}
         result["rollout_mismatch"] = mismatch
+        if advantages is not None:
+            result["first_advantages"] = advantages[: len(groups[0])].tolist()
         return result
 
     def _step(self, groups: list[list[Sample]], index: int, update: int, rollout: int) -> Step:
