@@ -364,6 +364,16 @@ def test_warns_when_the_guard_cannot_move(base):
     assert warnings([*dead, "--apo.anchor", "lagged", "--apo.anchor_interval", "1"]) != []
 
 
+def test_warns_of_micro_batches_of_one_sample_where_more_would_fit(base):
+    (line,) = warnings([*base, "--train.micro_batch_size", "1", "--data.max_len", "512"])
+    assert (
+        "8 of --data.max_len 512 tokens would fit. Without it, micro-batches have --train.max_tokens_per_gpu" in line
+    )
+    assert warnings([*base, "--train.micro_batch_size", "2", "--data.max_len", "512"]) == []
+    assert warnings([*base, "--train.micro_batch_size", "1", "--data.max_len", "4096"]) == []
+    assert warnings([*base, "--data.max_len", "512"]) == []
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_model_that_brings_its_own_code_is_refused_unless_trusted(base, tmp_path, file):
     config = json.loads((Path(base[1]) / "config.json").read_text())

@@ -160,6 +160,13 @@ def start_up_warnings(args: SimpleNamespace, plan: RunPlan) -> list[str]:
                 "stays at alpha_max for ever. Take several steps per rollout (a smaller --train.batch_size or "
                 "--train.max_epochs), or --apo.anchor lagged, ema or reference, or --apo.confidence token"
             )
+    fitting = args.train.max_tokens_per_gpu // args.data.max_len
+    if "train.micro_batch_size" in args.given and args.train.micro_batch_size == 1 and fitting > 1:
+        warnings.append(
+            f"--train.micro_batch_size 1: each sample is a micro-batch, though {fitting} of --data.max_len "
+            f"{args.data.max_len} tokens would fit. Without it, micro-batches have --train.max_tokens_per_gpu tokens, "
+            "which is faster"
+        )
     if args.rollout.top_p < 1:
         warnings.append(
             "--rollout.top_p below 1: samples come from a truncated distribution that the policy's log-probs do not "

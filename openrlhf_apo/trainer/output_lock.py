@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from openrlhf_apo.errors import OptionError
@@ -9,14 +11,32 @@ from openrlhf_apo.errors import OptionError
 NAME = ".lock"
 
 
-def lock_outputs(directories: dict[str, str]) -> list[TextIO]:
-    """{flag: directory}, made where they are missing. They stay locked while the returned files are open, or until
-    this process ends, however it does. Raises OptionError for one that another run holds or that cannot be written."""
-    files: list[TextIO] = []
+class OutputLock:
+    """Holds a directory until it is closed or the process ends, however it does. made: which of it and of those above
+    it were made for it; they go again where nothing came into them."""
+
+    def __init__(self, file: TextIO, made: list[Path]):
+        self.file, self.made = file, made
+
+    def close(self) -> None:
+        if self.made and os.listdir(self.made[0]) == [NAME]:
+            os.unlink(self.file.name)
+            with suppress(OSError):  # of the first that is not empty
+                for directory in self.made:
+                    directory.rmdir()
+        self.file.close()
+
+
+def lock_outputs(directories: dict[str, str]) -> list[OutputLock]:
+    """{flag: directory}, made where they are missing. Raises OptionError for one that another run holds or that cannot
+    be written."""
+    locks: list[OutputLock] = []
     for flag, directory in directories.items():
+        path = Path(directory)
+        made = [each for each in (path, *path.parents) if not each.exists()]  # the deepest first
         try:
             os.makedirs(directory, exist_ok=True)
-            file = open(os.path.join(directory, NAME), "a+", encoding="utf-8")  # noqa: SIM115
+            file = open(path / NAME, "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise OptionError(f"{flag} {directory}: {error.strerror}; give a directory that can be written") from None
         try:
@@ -30,5 +50,5 @@ def lock_outputs(directories: dict[str, str]) -> list[TextIO]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        files.append(file)
-    return files
+        locks.append(OutputLock(file, made))
+    return locks

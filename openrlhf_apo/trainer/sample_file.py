@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 
 from openrlhf_apo.trainer.metrics import MetricsFile
 from openrlhf_apo.trainer.samples import Sample
@@ -28,19 +29,24 @@ class SampleFile:
     def write(self, rollout: int, group: list[Sample], advantages: list[float] | None) -> None:
         if rollout % EVERY != 1 or self.full:
             return
-        label = group[0].label
-        row = {
-            "step": rollout,
-            "prompt": _short(group[0].prompt),
-            "label": _short(label if isinstance(label, str) else json.dumps(label, default=str)),
-            "responses": [_short(sample.response) for sample in group],
-            "rewards": [sample.reward for sample in group],
-            "truncated": [int(sample.truncated) for sample in group],
-        }
+        row = group_row(rollout, group, _short)
         self.file.write(row | ({} if advantages is None else {"advantages": advantages}))
         if self.file.path.stat().st_size > MAX_BYTES:
             self.full = True
             logger.info("%s is full (%d MiB): no more samples are kept", self.file.path, MAX_BYTES >> 20)
+
+
+def group_row(rollout: int, group: list[Sample], shorten: Callable[[str], str] = str) -> dict:
+    """A line, without advantages."""
+    label = group[0].label
+    return {
+        "step": rollout,
+        "prompt": shorten(group[0].prompt),
+        "label": shorten(label if isinstance(label, str) else json.dumps(label, default=str)),
+        "responses": [shorten(sample.response) for sample in group],
+        "rewards": [sample.reward for sample in group],
+        "truncated": [int(sample.truncated) for sample in group],
+    }
 
 
 def _short(text: str) -> str:

@@ -242,7 +242,9 @@ def test_a_change_that_is_allowed_goes_on(short, resumable):
     assert read_metrics(resumable / "metrics.jsonl")[-1]["step"] == 2
 
 
-def test_a_new_run_moves_the_checkpoints_of_another_aside(short, resumable):
+def test_a_new_run_moves_the_checkpoints_of_another_aside(short, resumable, caplog):
     assert outcome(short, resumable, "--ckpt.save_steps", "1") == (0, "")
+    assert "starting anew: the checkpoints of an earlier run are moved from" in caplog.text
+    assert "to _actor.1. To go on from them, stop this run, move them back and give --ckpt.load_enable" in caplog.text
     assert (resumable / "ckpt" / "_actor.1" / "global_step1" / MARKER).exists()
     assert (resumable / "ckpt" / "_actor" / "global_step2" / MARKER).exists()

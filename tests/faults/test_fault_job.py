@@ -107,6 +107,19 @@ def test_two_runs_in_one_directory_are_refused(short, tmp_path):
     lock_outputs({"--ckpt.output_dir": str(tmp_path)})[0].close()
 
 
+def test_a_directory_for_checkpoints_goes_again_where_there_were_none(tmp_path):
+    (tmp_path / "there").mkdir()
+    folders = {"--ckpt.output_dir": str(tmp_path / "there"), "--ckpt.path": str(tmp_path / "ckpt" / "checkpoints")}
+    for lock in lock_outputs(folders):
+        lock.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    locks = lock_outputs(folders)
+    (tmp_path / "ckpt" / "checkpoints" / "_actor").mkdir()
+    for lock in locks:
+        lock.close()
+    assert (tmp_path / "ckpt" / "checkpoints" / "_actor").is_dir()
+
+
 def test_a_directory_that_cannot_be_written_is_refused(short, tmp_path):
     (tmp_path / "file").write_text("")
     for directory in ("/proc/apo", str(tmp_path / "file" / "below")):
