@@ -168,7 +168,11 @@ def test_data_that_cannot_be_used_is_refused_with_the_place(short, tmp_path, fau
 
 @pytest.mark.parametrize(
     "more, reason",
-    [(["--data.label_key", "answer"], "no column 'answer'"), (["--data.max_len", "7"], "raise --data.max_len")],
+    [
+        (["--data.label_key", "answer"], "no column 'answer'"),
+        (["--data.max_len", "7"], "raise --data.max_len"),
+        (["--data.apply_chat_template"], "no chat template: leave --data.apply_chat_template out"),
+    ],
 )
 def test_flags_that_do_not_fit_the_data_are_refused(short, sums, tmp_path, more, reason):
     code, error = outcome(short, tmp_path, DATA, sums, *more)
