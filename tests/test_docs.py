@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from openrlhf_apo.analysis.compare_file import load_comparison
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
@@ -94,6 +95,18 @@ def test_every_loss_has_its_file_and_its_section(loss):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def names_in(nav) -> list[str]:
+    """The files of a `nav` of mkdocs.yml, whose entries are {title: file or entries}."""
+    if isinstance(nav, str):
+        return [nav]
+    return [name for entry in nav for name in names_in(list(entry.values())[0])]
+
+
+def test_every_page_of_the_site_is_in_its_navigation_once():
+    nav = names_in(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(nav) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md"))
 
 
 @pytest.mark.parametrize("script", sorted([*ROOT.glob("*/*.sh"), *ROOT.glob("examples/scripts/*.sh")]), ids=str)
