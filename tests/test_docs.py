@@ -109,6 +109,30 @@ def test_every_page_of_the_site_is_in_its_navigation_once():
     assert sorted(nav) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md"))
 
 
+REWARDS = [  # of docs/rewards.md, in its order: (answer, label, reward)
+    [("a yes<|im_end|>", "", 1), ("no<|im_end|>", "", 0)],
+    [("It is 1,234.<|im_end|>", "1234", 1), ("I do not know", "3", 0)],
+    [(r"\boxed{7}" + 391 * " ", "7", 1), ("7<|im_end|>", "7", 0)],
+    [
+        ('{"name": 1}<|im_end|>', {"kind": "json", "answer": "name"}, 1),
+        ("{", {"kind": "json", "answer": "name"}, 0),
+        ("a b c<|im_end|>", {"kind": "words", "answer": "2"}, 0),
+    ],
+    [("```python\ndef add(a, b):\n    return a + b\n```<|im_end|>", "assert add(2, 3) == 5", 1), ("5", "1", 0)],
+]
+
+
+@pytest.mark.parametrize("number", range(len(REWARDS)))
+def test_the_rewards_of_the_page_score(number):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == len(REWARDS)
+    names: dict = {}
+    exec(blocks[number], names)
+    for answer, label, reward in REWARDS[number]:
+        assert names["reward_func"](["Well? " + answer], ["Well? "], [label])["rewards"] == [reward]
+
+
 @pytest.mark.parametrize("script", sorted([*ROOT.glob("*/*.sh"), *ROOT.glob("examples/scripts/*.sh")]), ids=str)
 def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
