@@ -118,7 +118,10 @@ REWARDS = [  # of docs/rewards.md, in its order: (answer, label, reward)
         ("{", {"kind": "json", "answer": "name"}, 0),
         ("a b c<|im_end|>", {"kind": "words", "answer": "2"}, 0),
     ],
-    [("```python\ndef add(a, b):\n    return a + b\n```<|im_end|>", "assert add(2, 3) == 5", 1), ("5", "1", 0)],
+    [
+        ("```python\ndef add(a, b):\n    return a + b\n```<|im_end|>", "assert add(2, 3) == 5", 1),
+        ("```python\nexit()\n```", "1", 0),
+    ],
 ]
 
 
