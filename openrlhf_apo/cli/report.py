@@ -4,7 +4,8 @@
     python -m openrlhf_apo.cli.report --diag ROLLOUT_DIR [ROLLOUT_DIR ...] [--out FILE.png]
 
 One run gives RUN_DIR/report.png; several are laid over each other, in overlay.png of the first. A ROLLOUT_DIR is what
---apo.save_rollouts wrote; several are diagnosed together, in diagnostics.png of the first.
+--apo.save_rollouts wrote, or a run's directory with it in `rollouts`; several are diagnosed together, in
+diagnostics.png of the first.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Draw runs from their metrics.jsonl, or diagnose what α does to the gradient of saved rollouts.",
     )
     parser.add_argument(
-        "dirs", nargs="+", metavar="DIR", help="output directory of a run; with --diag, of its rollouts"
+        "dirs", nargs="+", metavar="DIR", help="output directory of a run; with --diag, also that of its rollouts"
     )
     parser.add_argument("--out", metavar="FILE.png", help="default: report.png, overlay.png or diagnostics.png in DIR")
     parser.add_argument("--diag", action="store_true", help="diagnose rollouts that --apo.save_rollouts wrote")
