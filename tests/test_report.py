@@ -225,6 +225,8 @@ def test_command_draws_one_run_into_its_directory(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "first/report.png").stat().st_size > 10_000
     assert "sampled reward" in done.stdout and "first/report.png" in done.stdout
+    assert "It learns" in (tmp_path / "first/report.html").read_text(encoding="utf-8")
+    assert done.stdout.endswith(f"first/report.png, written: {tmp_path}/first/report.html\n")
 
 
 def test_command_lays_several_runs_over_each_other(tmp_path):
@@ -233,7 +235,7 @@ def test_command_lays_several_runs_over_each_other(tmp_path):
     done = report(tmp_path / "a/run", tmp_path / "b/run", "--out", tmp_path / "pictures/both.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "pictures/both.png").stat().st_size > 10_000
-    assert not list(tmp_path.glob("*/run/*.png"))
+    assert not list(tmp_path.glob("*/run/*.png")) and not list(tmp_path.rglob("*.html"))
     assert done.stdout.count("sampled reward") == 2
 
 

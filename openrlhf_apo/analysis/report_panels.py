@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from openrlhf_apo.analysis.figures import COLORS, LINE_STYLES, MUTED, leave_room, series, smoothed
+from openrlhf_apo.analysis.verdict import ROUNDING
 from openrlhf_apo.trainer.health import Health
 
 PHASES = ("generate", "reward", "log_probs", "update", "sync", "eval", "save", "other")
 MISMATCH_FLOOR = 1e-8  # nats, where the axis begins
-ROUNDING = 1e-5  # nats; what float32 leaves of equal weights is below
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _draw_mismatch(axes, runs: list[Run], curves: dict[str, str]) -> list:
 
 def _draw_time(axes, runs: list[Run], curves: dict[str, str]) -> list:
     """A bar per phase and run: seconds per step, averaged over the run."""
-    splits = [_seconds_per_step(run.rows) for run in runs]
+    splits = [seconds_per_step(run.rows) for run in runs]
     phases = [phase for phase in PHASES if any(split[phase] for split in splits)]
     height = 0.72 / len(runs)
     for index, (run, split) in enumerate(zip(runs, splits, strict=True)):
@@ -159,7 +159,7 @@ def _draw_time(axes, runs: list[Run], curves: dict[str, str]) -> list:
     return []
 
 
-def _seconds_per_step(rows: list[dict]) -> dict[str, float]:
+def seconds_per_step(rows: list[dict]) -> dict[str, float]:
     """Mean seconds per rollout step in each phase; what no phase accounts for is "other"."""
     n_steps = max(1, sum(row["step"] > 0 for row in rows))
     split = dict.fromkeys(PHASES, 0.0)

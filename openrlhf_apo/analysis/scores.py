@@ -19,7 +19,7 @@ RESAMPLES = 2000
 class Score:
     """Mean over `prompts` prompts of one data source (or "all"), and its 95 % confidence interval.
 
-    name: greedy or pass@k. method: of the interval, wilson or bootstrap.
+    name: greedy, pass@k, or best of k where rewards are graded. method: of the interval, wilson or bootstrap.
     """
 
     name: str

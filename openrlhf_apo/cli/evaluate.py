@@ -90,9 +90,10 @@ def _scores(greedy: list, sampled: list, samples: int | None) -> list[Score]:
     sources = [group[0].datasource for group in greedy]
     found = scores("greedy", [group[0].reward for group in greedy], sources)
     sources = [group[0].datasource for group in sampled]
+    passes = all(sample.reward in (0, 1) for group in sampled for sample in group)
     for k in powers_up_to(samples) if samples else ():
         values = [pass_at_k([sample.reward for sample in group], k) for group in sampled]
-        found += scores(f"pass@{k}", values, sources)
+        found += scores(f"pass@{k}" if passes else f"best of {k}", values, sources)
     return found
 
 
