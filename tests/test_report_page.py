@@ -113,6 +113,7 @@ def test_answers_of_several_rollouts_from_best_to_worst_as_text(tmp_path):
         same = [sample(0, "boring", 0.0, "a prompt whose answers are all the same")] * 2
         answers = [sample(1, f"<b>{i}</b> of {rollout}", i / 8) for i in range(8)]
         files.write(rollout, same + answers)
+    files.write(11, [])  # every group was dropped
     text = page_of(tmp_path).sections["Sample answers"]
     assert re.findall(r"Rollout (\d+): ", text) == ["1", "4", "7", "10"]
     last = text.partition("Rollout 10: ")[2]
@@ -122,13 +123,17 @@ def test_answers_of_several_rollouts_from_best_to_worst_as_text(tmp_path):
 
 
 def test_answers_come_from_samples_jsonl_where_there_are_no_rollouts(tmp_path):
-    lines = [{"step": step, "prompt": "p", "response": f"answer {step}", "reward": 0.5} for step in (1, 5)]
+    groups = [
+        {"step": step, "prompt": "p", "label": "7", "responses": [f"answer {step}", "other"], "rewards": [0.25, 0.5]}
+        for step in (1, 11)
+    ]
     path = write_run(tmp_path) / "samples.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(group) + "\n" for group in groups) + '{"step": 21, "torn')
     text = page_of(tmp_path).sections["Sample answers"]
-    assert "Rollout 1" in text and "answer 5" in text
+    assert re.findall(r"Rollout (\d+): ", text) == ["1", "11"]
+    assert "label: 7" in text and "0.5other0.25answer 11" in text.replace("\n", "")
     path.write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="samples.jsonl: a line has no step, prompt, response or reward"):
+    with pytest.raises(ValueError, match="samples.jsonl: a line has no 'prompt'"):
         page_of(tmp_path)
 
 

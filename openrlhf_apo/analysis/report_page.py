@@ -8,7 +8,9 @@ from pathlib import Path
 from openrlhf_apo.analysis.report_panels import seconds_per_step
 from openrlhf_apo.analysis.verdict import verdict
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
+from openrlhf_apo.trainer.metrics import read_metrics
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import Sample
 
 STEPS = 4  # of which answers are shown
 ANSWERS = 4  # of a prompt
@@ -18,7 +20,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22272e; max-width: 1080px; margin: 2em auto; padding: 0 1em }
 h2 { margin: 2em 0 .5em; font-size: 1.2em } h3 { font-size: 1em; margin: 1.5em 0 .5em }
 img { width: 100% } small, .muted { color: #6e7781 }
-table { border-collapse: collapse } td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top }
+table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top }
 td { border-top: 1px solid #e6e9ed; overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20em; overflow: auto; font-size: 13px }
 .verdict { list-style: none; padding: 0 } .verdict li { margin: .6em 0; padding-left: 4em; position: relative }
@@ -74,45 +76,46 @@ def _phases(rows: list[dict]) -> str:
 
 def _answers(run_dir: Path) -> str:
     """A prompt of the first, the last and further rollouts in between, with answers from the best to the worst."""
-    by_step = _saved(run_dir)
-    if not by_step:
-        return ""
-    steps = sorted(by_step)
-    parts = ["<h2>Sample answers</h2>"]
-    for step in _spread(steps, STEPS):
-        groups: dict[str, list[dict]] = {}
-        for sample in by_step[step]():
-            groups.setdefault(sample["prompt"], []).append(sample)
-        prompt, group = max(groups.items(), key=lambda item: len({sample["reward"] for sample in item[1]}) > 1)
-        ordered = sorted(group, key=lambda sample: -sample["reward"])
-        label = group[0].get("label")
-        answers = [
-            f'<tr><td class="number">{sample["reward"]:.3g}</td><td>{_text(sample["response"])}</td></tr>'
-            for sample in _spread(ordered, ANSWERS)
+    files = RolloutFiles(run_dir / "rollouts")
+    paths = [path for path in files.directory.glob("rollout_*.jsonl") if path.stat().st_size]  # or all was dropped
+    if saved := sorted(int(path.stem.removeprefix("rollout_")) for path in paths):
+        shown = [(rollout, *_group(files.read(rollout))) for rollout in _spread(saved, STEPS)]
+    else:
+        shown = _spread(_kept(run_dir / "samples.jsonl"), STEPS)
+    parts = ["<h2>Sample answers</h2>"] if shown else []
+    for rollout, prompt, label, answers in shown:
+        ordered = sorted(answers, key=lambda answer: -answer[0])
+        lines = [
+            f'<tr><td class="number">{reward:.3g}</td><td>{_text(response)}</td></tr>'
+            for reward, response in _spread(ordered, ANSWERS)
         ]
         parts += [
-            f"<h3>Rollout {step}</h3>{_text(prompt)}",
+            f"<h3>Rollout {rollout}</h3>{_text(prompt)}",
             f'<p class="muted">label: {escape(str(label))}</p>' if label not in (None, "") else "",
-            f'<table><tr><th class="number">reward</th><th>answer</th></tr>{"".join(answers)}</table>',
+            f'<table><tr><th class="number">reward</th><th>answer</th></tr>{"".join(lines)}</table>',
         ]
     return "\n".join(parts)
 
 
-def _saved(run_dir: Path) -> dict:
-    """{step: what reads its samples, each a dict}. Of RUN_DIR/rollouts, else of RUN_DIR/samples.jsonl, whose lines
-    have a `step`."""
-    files = RolloutFiles(run_dir / "rollouts")
-    if steps := sorted(int(path.stem[8:]) for path in files.directory.glob("rollout_*.jsonl")):
-        return {step: lambda step=step: [sample.to_dict() for sample in files.read(step)] for step in steps}
-    path = run_dir / "samples.jsonl"
-    by_step: dict[int, list[dict]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        sample = _json(line, path)
-        kinds = {"step": int, "prompt": str, "response": str, "reward": int | float}
-        if not all(isinstance(sample.get(key), kind) for key, kind in kinds.items()):
-            raise ValueError(f"{path}: a line has no step, prompt, response or reward")
-        by_step.setdefault(sample["step"], []).append(sample)
-    return {step: lambda step=step: by_step[step] for step in by_step}
+def _group(samples: list[Sample]) -> tuple[str, object, list[tuple[float, str]]]:
+    """Prompt, label and (reward, response) of the first group whose rewards differ, else of the first group."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group_id, []).append(sample)
+    group = max(groups.values(), key=lambda group: len({sample.reward for sample in group}) > 1)
+    return group[0].prompt, group[0].label, [(sample.reward, sample.response) for sample in group]
+
+
+def _kept(path: Path) -> list[tuple[int, str, object, list[tuple[float, str]]]]:
+    """The rollout, and what `_group` says, of each line of samples.jsonl, which is a group: `step`, `prompt`, `label`,
+    `responses`, `rewards`."""
+    try:
+        return [
+            (row["step"], row["prompt"], row["label"], list(zip(row["rewards"], row["responses"], strict=True)))
+            for row in (read_metrics(path) if path.exists() else ())
+        ]
+    except KeyError as error:
+        raise ValueError(f"{path}: a line has no {error}") from None
 
 
 def _spread(items: list, most: int) -> list:
@@ -130,17 +133,10 @@ def _text(text: str) -> str:
 
 def _record(run_dir: Path) -> dict:
     path = run_dir / "run.json"
-    return _json(path.read_text(encoding="utf-8"), path) if path.exists() else {}
-
-
-def _json(text: str, path: Path) -> dict:
     try:
-        content = json.loads(text)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return content
 
 
 def _settings(record: dict, run_dir: Path) -> str:
