@@ -77,9 +77,16 @@ def trained(flags, tmp_path_factory):
         {"prompt": f"{i}+1=", "label": str(i + 1), "datasource": "even" if i % 2 == 0 else "odd"} for i in range(9)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    without_reward = flags[: flags.index("--reward.remote_url")] + flags[flags.index("--reward.remote_url") + 2 :]
-    held_out = ["--eval.dataset", str(data), "--eval.temperature", "0", "--eval.ends"]
-    lines = run(without_reward, folder / "run", "--reward", str(reward), *held_out, "--actor.adam.lr", "1e-2")
+    held_out = [
+        "--reward.remote_url",
+        str(reward),
+        "--eval.dataset",
+        str(data),
+        "--eval.temperature",
+        "0",
+        "--eval.ends",
+    ]
+    lines = run(flags, folder / "run", *held_out, "--actor.adam.lr", "1e-2")
     return folder / "run", lines, data, reward
 
 
@@ -110,6 +117,18 @@ def test_samples_give_pass_at_k_and_limit_cuts(trained, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0].split() == ["data", "source", "prompts", "mean", "95", "%", "interval"]
     assert "4 samples: 100%" in captured.err
+
+
+def test_the_best_of_all_samples_is_what_the_trainer_measures(flags, trained, tmp_path):
+    _, _, data, reward = trained
+    held_out = ["--eval.dataset", str(data), "--eval.n_samples_per_prompt", "4", "--eval.temperature", "0.7"]
+    short = ["--reward.remote_url", str(reward), "--data.max_samples", "8", "--eval.ends"]
+    last = run(flags, tmp_path / "run", *held_out, *short)[-1]
+    samples = ["--samples", "4", "--temperature", "0.7", "--limit", "8"]
+    found = evaluated((tmp_path / "run", None, data, reward), tmp_path, *samples)
+    means = {score["name"]: score["mean"] for score in found if score["datasource"] == "all"}
+    assert 0 < means["pass@1"] < means["pass@4"]
+    assert (means["pass@1"], means["pass@4"]) == pytest.approx((last["eval/pass1"], last["eval/pass4"]), abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22272e; max-width: 1080px; margin: 2em auto; padding: 0 1em }
 h2 { margin: 2em 0 .5em; font-size: 1.2em } h3 { font-size: 1em; margin: 1.5em 0 .5em }
 img { width: 100% } small, .muted { color: #6e7781 }
-table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top }
+table { border-collapse: collapse; margin: .5em 0 }
+td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top }
 td { border-top: 1px solid #e6e9ed; overflow-wrap: anywhere } .number { text-align: right; white-space: nowrap }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20em; overflow: auto; font-size: 13px }
 .verdict { list-style: none; padding: 0 } .verdict li { margin: .6em 0; padding-left: 4em; position: relative }
