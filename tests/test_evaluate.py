@@ -1,15 +1,19 @@
 """cli.evaluate: its estimator and intervals by hand, and its score against the run that made the model."""
 
+import io
 import itertools
 import json
 import statistics
 from math import comb
 
 import pytest
+import torch
 from test_embedded import run
+from tqdm import tqdm
 
 from openrlhf_apo.analysis.scores import interval, pass_at_k, powers_up_to, scores
 from openrlhf_apo.cli.evaluate import main
+from openrlhf_apo.embedded.evaluate import _advances
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FIRST_DIGIT = """
@@ -90,6 +94,14 @@ def trained(flags, tmp_path_factory):
     return folder / "run", lines, data, reward
 
 
+def test_the_progress_bar_leaves_the_model_alone():
+    model, batch = torch.nn.Linear(2, 1), torch.ones(1, 2)
+    bar = tqdm(total=3, file=io.StringIO(), mininterval=0)
+    before = model(batch)
+    model.register_forward_hook(_advances(bar))
+    assert all(torch.equal(model(batch), before) for _ in range(3)) and bar.n == 3
+
+
 def evaluated(trained, tmp_path, *more):
     folder, _, data, reward = trained
     out = tmp_path / "scores.json"
@@ -142,6 +154,7 @@ def test_the_best_of_all_samples_is_what_the_trainer_measures(flags, trained, tm
         (["--reward", "no_file.py"], "no such file"),
         (["--data.label_key", "gold"], "has no column 'gold'"),
         (["--data.max_length", "3"], "did you mean --data.max_len?"),
+        (["--data.apply_chat_template"], "tokenizer.chat_template is not set"),
     ],
     ids=str,
 )
@@ -150,6 +163,13 @@ def test_what_cannot_be_used_is_one_line(trained, capsys, words, complaint):
     assert main([str(folder), str(data), "--reward", "math_verify", *words]) == 2
     error = capsys.readouterr().err
     assert complaint in error.splitlines()[-1] and error.splitlines()[-1].startswith("error: ")
+
+
+def test_flags_before_the_model_are_refused(capsys):
+    for words in (["--reward", "math_verify", "model", "data"], ["model", "--reward", "math_verify", "data"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert "error: MODEL and DATA come first" in capsys.readouterr().err
 
 
 def test_a_missing_model_or_data_set_is_one_line(trained, tmp_path, capsys):

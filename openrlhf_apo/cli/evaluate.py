@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 
 from openrlhf_apo.analysis.scores import Score, pass_at_k, powers_up_to, scores, table
 from openrlhf_apo.cli.imports import quick_imports
-from openrlhf_apo.errors import DataError, OptionError, RunError
+from openrlhf_apo.errors import OptionError, RunError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, metavar="T", help="of these answers (default 1.0)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
     parser.add_argument("--json", metavar="FILE", help="write the scores there, too")
-    own, flags = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    own, flags = parser.parse_known_args(words)
+    if any(word.startswith("-") for word in words[:2]):  # the value of a trainer's flag would be taken for MODEL
+        parser.error("MODEL and DATA come first")
     try:
         found = _evaluate(own, flags)
         print(table(found))
@@ -47,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
             with open(own.json, "w", encoding="utf-8") as file:
                 json.dump(settings | {"flags": flags, "scores": list(map(asdict, found))}, file, indent=1)
             print(f"written: {own.json}")
-    except (DataError, OptionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # ours, and what the libraries say of a model or a template
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,13 +66,15 @@ def _evaluate(own: argparse.Namespace, flags: list[str]) -> list[Score]:
         value = getattr(own, name)
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"--{name} {value}: must be above 0")
+    if own.samples is not None and own.temperature is None:
+        own.temperature = 1.0
     if own.json and not os.path.isdir(os.path.dirname(os.path.abspath(own.json))):
         raise OptionError(f"--json {own.json}: no such folder")
     with quick_imports():
         from openrlhf_apo.options import resolve, run_plan
     given = [
-        *(*flags, "--runtime", "embedded"),
-        *("--actor.model_name_or_path", own.model, "--data.prompt_dataset", own.data),
+        *flags,
+        *("--runtime", "embedded", "--actor.model_name_or_path", own.model, "--data.prompt_dataset", own.data),
         # No training comes of it, and one prompt is enough.
         *("--rollout.batch_size", "1", "--rollout.n_samples_per_prompt", "8", "--train.batch_size", "8"),
         *(("--data.max_samples", str(own.limit)) if own.limit else ()),
@@ -82,7 +87,7 @@ def _evaluate(own: argparse.Namespace, flags: list[str]) -> list[Score]:
     with quick_imports():
         from openrlhf_apo.embedded.evaluate import evaluate  # imports transformers
     with redirect_stdout(sys.stderr):  # what libraries and the reward print
-        greedy, sampled = evaluate(plan, args, own.samples, own.temperature or 1.0, sys.stderr)
+        greedy, sampled = evaluate(plan, args, own.samples, own.temperature, sys.stderr)
     return _scores(greedy, sampled, own.samples)
 
 
