@@ -154,7 +154,7 @@ def test_the_best_of_all_samples_is_what_the_trainer_measures(flags, trained, tm
         (["--reward", "no_file.py"], "no such file"),
         (["--data.label_key", "gold"], "has no column 'gold'"),
         (["--data.max_length", "3"], "did you mean --data.max_len?"),
-        (["--data.apply_chat_template"], "tokenizer.chat_template is not set"),
+        (["--data.apply_chat_template"], "has no chat template"),
     ],
     ids=str,
 )
