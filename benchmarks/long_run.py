@@ -98,6 +98,7 @@ def main() -> None:
     ratios = {
         f"{args.runtime}: {key}, late over early": ratio(v["late"], v["early"], "lower") for key, v in found.items()
     }
+    samples = [{"case": args.runtime} | sample for sample in samples]
     write_json(args.json, "long_run", samples, ratios, summary=found, steps_s=[row["time/step"] for row in rows])
 
 

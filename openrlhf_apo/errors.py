@@ -25,6 +25,10 @@ class RunError(RuntimeError):
     """Something of the run failed for good. Exit code 1."""
 
 
+class ProcessDied(RunError):
+    """A process of the run is gone; another one could take its place."""
+
+
 class RewardFailure(Exception):
     """One sample could not be scored; the message says why."""
 

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import yaml
 
 from openrlhf_apo.embedded.launch import train as run
+from openrlhf_apo.errors import OptionError
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
 from openrlhf_apo.options.resolve import flatten
 from openrlhf_apo.trainer.metrics import read_metrics
@@ -33,7 +34,8 @@ def train(
 
     model: a Hugging Face folder or name. prompts, held_out: rows with `prompt` and, where the reward needs it,
     `label`. reward_func(prompt, response, label): a finite number. flags: those of the command line, nested as in a
-    --config file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}).
+    --config file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}). Of those of rewards,
+    `reward.max_failures`.
 
     An interrupt leaves a checkpoint, from which `ckpt={"load_enable": True}` goes on.
 
@@ -41,6 +43,12 @@ def train(
     print.
     """
     os.makedirs(output, exist_ok=True)
+    given = flatten(flags)
+    max_failures = given.pop("reward.max_failures", 0)
+    if not isinstance(max_failures, int) or max_failures < 0:
+        raise OptionError(f"reward.max_failures {max_failures!r}: must be a whole number, 0 or more")
+    if unused := [flag for flag in given if flag.startswith("reward")]:
+        raise OptionError(f"{unused[0]} has no effect: the reward is the function reward_func, in this process")
     settings = {
         "actor.model_name_or_path": model,
         "data.prompt_dataset": _written(output, "prompts.jsonl", prompts),
@@ -53,12 +61,14 @@ def train(
         settings["eval.dataset"] = _written(output, "held_out.jsonl", held_out)
     config = os.path.join(output, "flags.yaml")
     with open(config, "w", encoding="utf-8") as file:
-        yaml.safe_dump(settings | flatten(flags), file)
+        yaml.safe_dump(settings | given, file)
     argv = ["--config", config]
     args = resolve(argv)
     plan = run_plan(args, argv)
     plan = replace(
-        plan, reward=replace(plan.reward, function=reward_func), data=replace(plan.data, label_optional=True)
+        plan,
+        reward=replace(plan.reward, function=reward_func, max_failures=max_failures),
+        data=replace(plan.data, label_optional=True),
     )
     for warning in start_up_warnings(args, plan):
         logger.warning(warning)

@@ -18,7 +18,7 @@ FLASH_ATTN=${FLASH_ATTN:-1}
 [[ $FLASH_ATTN == 0 || $FLASH_ATTN == 1 ]] || fail "FLASH_ATTN=$FLASH_ATTN: 1 compiles flash-attn, 0 leaves it out"
 
 stamp=.venv/.installed-$kind
-state=$(cat requirements/* scripts/install.sh setup.py pyproject.toml | sha256sum | cut -d' ' -f1)
+state=$(cat requirements/{cpu,gpu,test}.txt requirements/cpu.lock scripts/install.sh setup.py pyproject.toml | sha256sum | cut -d' ' -f1)
 [[ $kind == cpu ]] || state+=" flash-attn $FLASH_ATTN"
 done_with() { [[ -f $1 && $(cat "$1") == "$state" ]]; }
 

@@ -63,18 +63,31 @@ def test_token_losses_alone_have_no_picture_of_alpha(tmp_path):
     assert [path.name for path in tmp_path.glob("*.png")] == ["figure_reward.png"]
 
 
-def test_curves_are_means_over_finished_seeds(tmp_path):
-    runs = [Run(tmp_path, "a", seed, []) for seed in (1, 2, 3)]
-    rows = {run: rewards_as_rows([0.1 * run.seed] * (3 if run.seed == 3 else 5)) for run in runs}
+def axes_of_rewards(tmp_path, seeds: int):
+    """Runs with a constant reward of 0.1 times their seed; that of the last seed crashed."""
+    runs = [Run(tmp_path, "a", seed, []) for seed in range(1, seeds + 1)]
+    rows = {run: rewards_as_rows([0.1 * run.seed] * (3 if run.seed == seeds else 5)) for run in runs}
     for run in runs:
-        run.write_record(exit_code=int(run.seed == 3), error="")
-    axes = build_figures(rows)["reward"].axes[0]
-    crash, mean, *edges = axes.lines
+        run.write_record(exit_code=int(run.seed == seeds), error="")
+    return build_figures(rows)["reward"].axes[0]
+
+
+def test_curves_are_means_over_finished_seeds_which_are_thin_lines(tmp_path):
+    axes = axes_of_rewards(tmp_path, 3)
+    one, other, crash, mean = axes.lines
     assert crash.get_ydata() == pytest.approx([0.3] * 3) and crash.get_marker() == "x"
     assert mean.get_ydata() == pytest.approx([0.15] * 5)
+    assert [line.get_ydata()[0] for line in (one, other)] == pytest.approx([0.1, 0.2])
+    assert one.get_linewidth() < mean.get_linewidth() / 2 and not axes.collections
+
+
+def test_from_four_finished_seeds_there_is_a_band(tmp_path):
+    axes = axes_of_rewards(tmp_path, 5)
+    crash, mean, *edges = axes.lines
+    assert mean.get_ydata() == pytest.approx([0.25] * 5) and len(edges) == 2
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
-    half = 12.7062 * (0.1 / 2**0.5) / 2**0.5
-    assert (band.min(), band.max()) == pytest.approx((0.15 - half, 0.15 + half))
+    half = 3.1824 * (0.05 / 3) ** 0.5 / 4**0.5
+    assert (band.min(), band.max()) == pytest.approx((0.25 - half, 0.25 + half))
 
 
 def test_nothing_written_on_a_page_covers_something_else(tmp_path):

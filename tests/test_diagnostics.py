@@ -18,7 +18,7 @@ from openrlhf_apo.analysis.diagnosis import (
     relative_magnitude,
 )
 from openrlhf_apo.analysis.diagnosis_figure import build_diagnosis_figure
-from openrlhf_apo.analysis.diagnosis_report import load_rewards, table
+from openrlhf_apo.analysis.diagnosis_report import load_rewards, save_diagnosis, table
 from openrlhf_apo.cli.report import main
 from openrlhf_apo.objectives import AlphaDivergenceLoss, GroupTargetBuilder, alpha_divergence, anchored_log_policy
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
@@ -251,6 +251,13 @@ def test_command_draws_beside_the_rollouts_and_prints_the_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "new/both.png").exists()
     assert "14 of 16 groups" in done.stdout and "β_r 0.3, τ_anc 2" in done.stdout
+
+
+def test_the_directory_of_a_run_stands_for_the_rollouts_in_it(tmp_path):
+    rollouts = write_rollouts(tmp_path / "run" / "rollouts", [BINARY.tolist()])
+    assert save_diagnosis([rollouts.parent], tmp_path / "a.png", 1.0, TAU) == save_diagnosis(
+        [rollouts], tmp_path / "b.png", 1.0, TAU
+    )
 
 
 def torn(directory):

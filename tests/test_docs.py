@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from openrlhf_apo.analysis.compare_file import load_comparison
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
@@ -94,6 +95,45 @@ def test_every_loss_has_its_file_and_its_section(loss):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def names_in(nav) -> list[str]:
+    """The files of a `nav` of mkdocs.yml, whose entries are {title: file or entries}."""
+    if isinstance(nav, str):
+        return [nav]
+    return [name for entry in nav for name in names_in(list(entry.values())[0])]
+
+
+def test_every_page_of_the_site_is_in_its_navigation_once():
+    nav = names_in(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(nav) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md"))
+
+
+REWARDS = [  # of docs/rewards.md, in its order: (answer, label, reward)
+    [("a yes<|im_end|>", "", 1), ("no<|im_end|>", "", 0)],
+    [("It is 1,234.<|im_end|>", "1234", 1), ("I do not know", "3", 0)],
+    [(r"\boxed{7}" + 391 * " ", "7", 1), ("7<|im_end|>", "7", 0)],
+    [
+        ('{"name": 1}<|im_end|>', {"kind": "json", "answer": "name"}, 1),
+        ("{", {"kind": "json", "answer": "name"}, 0),
+        ("a b c<|im_end|>", {"kind": "words", "answer": "2"}, 0),
+    ],
+    [
+        ("```python\ndef add(a, b):\n    return a + b\n```<|im_end|>", "assert add(2, 3) == 5", 1),
+        ("```python\nexit()\n```", "1", 0),
+    ],
+]
+
+
+@pytest.mark.parametrize("number", range(len(REWARDS)))
+def test_the_rewards_of_the_page_score(number):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == len(REWARDS)
+    names: dict = {}
+    exec(blocks[number], names)
+    for answer, label, reward in REWARDS[number]:
+        assert names["reward_func"](["Well? " + answer], ["Well? "], [label])["rewards"] == [reward]
 
 
 @pytest.mark.parametrize("script", sorted([*ROOT.glob("*/*.sh"), *ROOT.glob("examples/scripts/*.sh")]), ids=str)

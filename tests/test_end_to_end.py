@@ -3,6 +3,7 @@ reward: what is tested is the machinery."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from ipaddress import ip_address
@@ -192,13 +193,34 @@ def test_an_engine_that_cannot_start_ends_the_run(flags, tmp_path):
     assert last.startswith("error: the start of the policy and the engine failed") and "max_model_len" in last
 
 
-def test_ray_job_submit(flags, tmp_path):
-    script = Path(__file__).parents[1] / "examples" / "scripts" / "ray_job_submit.sh"
-    out = ["--runtime", "ray", "--ckpt.output_dir", str(tmp_path / "out"), "--data.max_samples", "8"]
-    environment = os.environ | {"NUM_GPUS": "2"}
+def test_ray_job_submit(flags, sums, tiny_model, tmp_path):
+    """As the README has it, with paths relative to the checkout; its own model would take a minute to make."""
+    root = Path(__file__).parents[1]
+    script, out, config = "examples/scripts/ray_job_submit.sh", "runs/test_job", tmp_path / "job.yaml"
+    shutil.rmtree(root / out, ignore_errors=True)
+    sizes = "rollout: {batch_size: 8, max_new_tokens: 12}\ndata.max_len: 48\n"
+    config.write_text(f"{sizes}data.prompt_dataset: {os.path.relpath(sums, root)}\n")
+    mine = ["--actor.model_name_or_path", os.path.relpath(tiny_model, root), "--data.max_samples", "8"]
+    mine += ["--train.batch_size", "32", "--reward.remote_url", flags[flags.index("--reward.remote_url") + 1]]
     result = subprocess.run(
-        ["bash", str(script), *flags, *out], capture_output=True, text=True, timeout=280, env=environment
+        [
+            "bash",
+            script,
+            "--config",
+            os.path.relpath(config, root),
+            "--ckpt.output_dir",
+            out,
+            "--runtime",
+            "ray",
+            *mine,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=root,
+        env=os.environ | {"NUM_GPUS": "2"},
     )
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    assert [row["step"] for row in read_metrics(tmp_path / "out" / "metrics.jsonl")] == [1]
-    json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [row["step"] for row in read_metrics(root / out / "metrics.jsonl")] == [1]
+    json.loads((root / out / "config.json").read_text())
+    shutil.rmtree(root / out)

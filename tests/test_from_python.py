@@ -44,11 +44,25 @@ def test_a_model_rows_and_a_function_train(tiny_model, tmp_path):
 def test_what_is_wrong_is_one_line_as_on_the_command_line(tiny_model, tmp_path):
     with pytest.raises(OptionError, match="--apo.beta_r has no effect with --loss gspo"):
         openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), loss="gspo", apo={"beta_r": 1.0})
-    with pytest.raises(OptionError, match="--reward.timeout -1.0: must be above 0"):
-        openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), reward={"timeout": -1.0}, **SIZES)
+    for reward, wrong in (
+        ({"timeout": 5.0}, "reward.timeout has no effect: the reward is the function"),
+        ({"remote_url": "x.py"}, "reward.remote_url has no effect"),
+        ({"max_failures": -1}, "reward.max_failures -1: must be a whole number"),
+    ):
+        with pytest.raises(OptionError, match=wrong):
+            openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), reward=reward, **SIZES)
     with pytest.raises(RunError, match="the reward raised KeyError: 'sum'"):
         rows = [{"prompt": "1+1=", "label": {"other": 2}}] * 4
         openrlhf_apo.train(tiny_model, rows, digits, output=str(tmp_path), console=io.StringIO(), **SIZES)
+
+
+def test_failures_within_the_budget_cost_their_group(tiny_model, tmp_path):
+    def fails_once(prompt, response, label):
+        return digits(prompt, response, label) / (prompt != "0+1=")
+
+    to = {"output": str(tmp_path), "console": io.StringIO(), "reward": {"max_failures": 8}}
+    rows = openrlhf_apo.train(tiny_model, ROWS, fails_once, **to, **SIZES)
+    assert [row["step"] for row in rows] == [1, 2] and rows[-1]["reward_failures"] == 4
 
 
 def test_rows_need_no_label(tiny_model, tmp_path):

@@ -67,8 +67,10 @@ def test_a_run_has_the_panels_of_its_mode_and_fills_the_page(mode, tmp_path):
 
 def test_nothing_written_on_the_page_covers_something_else():
     """Titles, readings, legends and phase names, in the layouts with most and with fewest panels."""
+    first_column = [row | {"token_entropy": 2.0} for row in synthetic_run("guarded")]  # where the phases' names are
     for runs in (
         {"guarded": synthetic_run("guarded")},
+        {"guarded": first_column},
         {mode: synthetic_run(mode) for mode in PANELS},
         {f"a run with a long name {seed}": synthetic_run("grpo", 30, seed) for seed in range(10)},
     ):
@@ -144,6 +146,26 @@ def test_a_gradient_spike_gets_a_log_axis():
     assert figure.axes[0].get_yscale() == "log"
 
 
+def test_a_mismatch_of_rounding_stays_at_the_bottom_of_its_panel():
+    rows = [{"step": step, "rollout_mismatch": value} for step, value in enumerate((3e-7, 0.0, 2e-7, 4e-7), start=1)]
+    (axes,) = build_figure({"run": rows})[0].axes
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] == 1e-8 and 1 < axes.get_ylim()[1] < 3
+    limit, faint, bold = axes.lines
+    assert limit.get_ydata() == [1.0, 1.0]
+    assert faint.get_ydata().tolist() == [3e-7, 1e-8, 2e-7, 4e-7] and np.isfinite(bold.get_ydata()).all()
+    assert "shaded: rounding" in axes.texts[0].get_text()
+    (axes,) = build_figure({"run": [*rows, {"step": 5, "rollout_mismatch": 30.0}]})[0].axes
+    assert axes.get_ylim()[1] > 30
+
+
+def test_improvement_is_smoothed_over_five_rollouts_with_the_raw_values_faint():
+    rows = synthetic_run("guarded", n_steps=20)
+    raw = [row["improvement"] for row in rows[1:]]
+    *_, faint, bold = panel(build_figure({"run": rows})[0], "What moves α").lines
+    assert faint.get_ydata().tolist() == raw and faint.get_alpha() < 0.5
+    assert bold.get_ydata()[10] == pytest.approx(np.mean(raw[8:13]))
+
+
 def test_several_runs_share_the_panels_in_a_colour_each():
     runs = {mode: synthetic_run(mode, n_steps=30) for mode in PANELS}
     figure, titles = build_figure(runs)
@@ -203,6 +225,8 @@ def test_command_draws_one_run_into_its_directory(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "first/report.png").stat().st_size > 10_000
     assert "sampled reward" in done.stdout and "first/report.png" in done.stdout
+    assert "It learns" in (tmp_path / "first/report.html").read_text(encoding="utf-8")
+    assert done.stdout.endswith(f"first/report.png, written: {tmp_path}/first/report.html\n")
 
 
 def test_command_lays_several_runs_over_each_other(tmp_path):
@@ -211,7 +235,7 @@ def test_command_lays_several_runs_over_each_other(tmp_path):
     done = report(tmp_path / "a/run", tmp_path / "b/run", "--out", tmp_path / "pictures/both.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "pictures/both.png").stat().st_size > 10_000
-    assert not list(tmp_path.glob("*/run/*.png"))
+    assert not list(tmp_path.glob("*/run/*.png")) and not list(tmp_path.rglob("*.html"))
     assert done.stdout.count("sampled reward") == 2
 
 

@@ -1,4 +1,5 @@
-"""The pictures of a comparison: a curve per arm, the mean over its seeds, in its 95 % confidence band.
+"""The pictures of a comparison: a curve per arm, the mean over its seeds, in its 95 % confidence band. Of fewer than
+four seeds the band would fill the panel: then each seed is a thin line.
 
 One file per topic: reward, what moves alpha, entropies and log-ratios. A panel whose key no run has is left out, and
 a file without panels too.
@@ -20,6 +21,7 @@ from openrlhf_apo.analysis.figures import (
     LINE_STYLES,
     MUTED,
     STYLE,
+    leave_room,
     new_page,
     series,
     smoothed,
@@ -27,6 +29,7 @@ from openrlhf_apo.analysis.figures import (
 )
 
 LEGEND_COLUMNS = 6
+BAND_SEEDS = 4
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ def _page(panels: list[Panel], arms: list[Arm]):
     height = header + 3.3 * n_rows + 1.2 * n_wide
     ratios = [1.5] * n_wide + [1] * (n_rows - n_wide)
     figure, grid = new_page(height, header, 0.35, n_rows, columns, height_ratios=ratios, hspace=0.36, wspace=0.17)
-    note = "Rollout steps along x. Bold: smoothed mean over seeds, in its 95 % confidence band."
+    note = "Rollout steps along x. Bold: smoothed mean over seeds. "
+    note += f"Thin: each seed or, from {BAND_SEEDS} seeds, the mean's 95 % confidence band."
     if any(arm.crashed for arm in arms):
-        note += " Thin, ending in a cross: a run that crashed, which is not in the mean."
+        note += " With a cross: a run that crashed, not in the mean."
     figure.text(LEFT, 1 - 0.27 / height, note, fontsize=9, color=MUTED)
     figure.legend(
         handles=[Line2D([], [], lw=2.4, label=arm.label, **arm.pen) for arm in arms],
@@ -128,17 +132,21 @@ def _page(panels: list[Panel], arms: list[Arm]):
 
 
 def _draw_curves(axes, arms: list[Arm], key: str) -> None:
-    """The mean of each arm's smoothed runs, and its band where at least two runs measured.
+    """The mean of each arm's smoothed runs, and around it the runs or, of BAND_SEEDS or more, its band.
 
-    The runs set the limits: the band of two seeds may leave the panel, and would flatten everything else.
+    The runs set the limits: a band may leave the panel, and would flatten everything else.
     """
     seen = []
     for arm in arms:
         by_step: dict[int, list[float]] = {}
+        with_band = len(arm.finished) >= BAND_SEEDS
         for rows in arm.finished:
             steps, values = series(rows, key)
-            for step, value in zip(steps, smoothed(values), strict=True):
+            values = smoothed(values)
+            for step, value in zip(steps, values, strict=True):
                 by_step.setdefault(step, []).append(value)
+            if not with_band:
+                axes.plot(steps, values, color=arm.pen["color"], lw=0.7, alpha=0.5)
         for rows in arm.crashed:
             steps, values = series(rows, key)
             if len(steps):
@@ -149,9 +157,10 @@ def _draw_curves(axes, arms: list[Arm], key: str) -> None:
             intervals = [mean_and_half_width(by_step[step]) for step in steps]
             means, halves = np.array(intervals, dtype=float).T  # a half-width of None becomes nan
             axes.plot(steps, means, lw=1.8, **arm.pen)
-            low, high = means - halves, means + halves
-            axes.fill_between(steps, low, high, color=arm.pen["color"], alpha=0.06, lw=0)
-            axes.plot(steps, np.stack([low, high], axis=1), color=arm.pen["color"], alpha=0.4, lw=0.7)
+            if with_band:
+                low, high = means - halves, means + halves
+                axes.fill_between(steps, low, high, color=arm.pen["color"], alpha=0.06, lw=0)
+                axes.plot(steps, np.stack([low, high], axis=1), color=arm.pen["color"], alpha=0.4, lw=0.7)
             seen += [value for values in by_step.values() for value in values]
     margin = 0.2 * (max(seen) - min(seen)) or 0.05
     axes.set_ylim(min(seen) - margin, max(seen) + margin)
@@ -171,8 +180,7 @@ def _draw_last(axes, arms: list[Arm], key: str) -> None:
             axes.plot(np.mean(first), y, "o", ms=7, mfc="white", mec=arm.pen["color"], mew=1.3)
         axes.plot(last, [y + 0.22] * len(last), "o", ms=3.5, mew=0, color=arm.pen["color"], alpha=0.6)
         axes.errorbar(mean, y, xerr=half, fmt="o", ms=7, color=arm.pen["color"], capsize=3, lw=1.6)
-    box, names = axes.get_position(), 0.0052 * max(len(arm.name) for arm in arms)  # room for the names
-    axes.set_position([box.x0 + names, box.y0, box.width - names, box.height])
+    leave_room(axes, [arm.name for arm in arms])
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

@@ -19,8 +19,12 @@ QUANTITIES = {
 
 
 def save_diagnosis(directories: list, out, beta_r: float, tau_anc: float) -> str:
-    """Draw the rollouts of all `directories` together into the PNG file `out`; returns the table."""
+    """Draw the rollouts of all `directories` together into the PNG file `out`; returns the table.
+
+    A directory is one that --apo.save_rollouts wrote, or that of a run with such a one named `rollouts`.
+    """
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    directories = [path / "rollouts" if (path / "rollouts").is_dir() else path for path in map(Path, directories)]
     diagnosis = diagnose(load_rewards(directories), beta_r, tau_anc)
     if len(directories) == 1:
         name = "/".join(Path(directories[0]).resolve().parts[-2:])

@@ -56,6 +56,12 @@ def write_legend(axes, handles: list) -> None:
         axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1 + 15 / (72 * height)), ncols=len(handles))
 
 
+def leave_room(axes, names: list[str]) -> None:
+    """For names at the ticks of the y axis, which would leave the page or cover the panel to the left."""
+    box, width = axes.get_position(), 0.0052 * max(map(len, names))
+    axes.set_position([box.x0 + width, box.y0, box.width - width, box.height])
+
+
 def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps[N] at which a run measured `key`, and its values[N]; `rows` are the lines of its metrics.jsonl."""
     measured = [row for row in rows if key in row]
@@ -63,9 +69,9 @@ def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothed(values: np.ndarray, average=np.mean) -> np.ndarray:
-    """Moving average of values[N], centred, over about a fifteenth of the run.
+    """Moving average of values[N], centred, over about a fifteenth of the run and at least 5 steps.
 
     Near the ends the window is cut short, so that the curve spans the whole run and does not lag.
     """
-    half = max(1, len(values) // 30)
+    half = max(2, len(values) // 30)
     return np.array([average(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

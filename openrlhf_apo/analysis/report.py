@@ -1,9 +1,10 @@
-"""The report of runs: the picture as a file, and for each run its closing table."""
+"""The report of runs: the picture as a file, for a single run also a page, and for each run its closing table."""
 
 from pathlib import Path
 from statistics import fmean
 
 from openrlhf_apo.analysis.report_figure import build_figure
+from openrlhf_apo.analysis.report_page import page
 from openrlhf_apo.trainer.metrics import read_metrics
 
 
@@ -19,14 +20,19 @@ def load_run(run_dir) -> list[dict]:
 
 
 def save_report(run_dirs: list, out) -> None:
-    """Draw the runs into the PNG file `out`, creating its directory."""
+    """Draw the runs into the PNG file `out`, creating its directory; of a single run write the page beside it."""
     dirs = [Path(run_dir).resolve() for run_dir in run_dirs]
     names = [path.name for path in dirs]
     if len(set(names)) < len(names):
         names = [str(path) for path in dirs]
-    figure, _ = build_figure(dict(zip(names, map(load_run, dirs), strict=True)))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    runs = dict(zip(names, map(load_run, dirs), strict=True))
+    figure, _ = build_figure(runs)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="png")
+    if len(dirs) == 1:
+        content = page(names[0], dirs[0], runs[names[0]], out.read_bytes(), summary(run_dirs[0]))
+        out.with_suffix(".html").write_text(content, encoding="utf-8")
 
 
 def summary(run_dir) -> str:

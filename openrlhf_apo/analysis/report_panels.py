@@ -4,13 +4,16 @@ A new panel is a new entry of PANELS, at the end of this file.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from openrlhf_apo.analysis.figures import COLORS, LINE_STYLES, MUTED, series, smoothed
+from openrlhf_apo.analysis.figures import COLORS, LINE_STYLES, MUTED, leave_room, series, smoothed
+from openrlhf_apo.analysis.verdict import ROUNDING
+from openrlhf_apo.trainer.health import Health
 
 PHASES = ("generate", "reward", "log_probs", "update", "sync", "eval", "save", "other")
+MISMATCH_FLOOR = 1e-8  # nats, where the axis begins
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,27 @@ def _draw_spiky(axes, runs: list[Run], curves: dict[str, str]) -> list:
     return _draw_curves(axes, runs, curves, average=np.median)
 
 
+def _draw_mismatch(axes, runs: list[Run], curves: dict[str, str]) -> list:
+    """On a log axis of fixed size, from below rounding to the limit at which a run stops: differences of rounding
+    stay at its bottom. Values below the axis, such as 0, are drawn at its edge."""
+    floored = [
+        replace(
+            run, rows=[row | {key: max(row[key], MISMATCH_FLOOR) for key in curves if key in row} for row in run.rows]
+        )
+        for run in runs
+    ]
+    axes.set_yscale("log")
+    axes.axhspan(MISMATCH_FLOOR, ROUNDING, color=MUTED, alpha=0.1, lw=0)
+    axes.axhline(Health.max_mismatch, color=MUTED, lw=0.9, linestyle=LINE_STYLES[1])
+    handles = _draw_curves(axes, floored, curves, average=np.median)
+    axes.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
+    axes.set_ylim(bottom=MISMATCH_FLOOR)
+    return handles
+
+
 def _draw_time(axes, runs: list[Run], curves: dict[str, str]) -> list:
     """A bar per phase and run: seconds per step, averaged over the run."""
-    splits = [_seconds_per_step(run.rows) for run in runs]
+    splits = [seconds_per_step(run.rows) for run in runs]
     phases = [phase for phase in PHASES if any(split[phase] for split in splits)]
     height = 0.72 / len(runs)
     for index, (run, split) in enumerate(zip(runs, splits, strict=True)):
@@ -131,13 +152,14 @@ def _draw_time(axes, runs: list[Run], curves: dict[str, str]) -> list:
             labels = [f"{split[phase]:.2g} s, {split[phase] / sum(split.values()):.0%}" for phase in phases]
             axes.bar_label(bars, labels, padding=4, color=MUTED)
     axes.set_xlim(0, 1.25 * max(max(split.values()) for split in splits))
+    leave_room(axes, phases)
     axes.set_yticks(range(len(phases)), phases)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return []
 
 
-def _seconds_per_step(rows: list[dict]) -> dict[str, float]:
+def seconds_per_step(rows: list[dict]) -> dict[str, float]:
     """Mean seconds per rollout step in each phase; what no phase accounts for is "other"."""
     n_steps = max(1, sum(row["step"] > 0 for row in rows))
     split = dict.fromkeys(PHASES, 0.0)
@@ -167,7 +189,7 @@ PANELS = (
         "What moves α",
         "α falls when the policy is confident and rewards improve",
         {"confidence": "confidence $c_t$", "improvement": "improvement $p_t$"},
-        _draw_inner,
+        _draw_curves,
     ),
     Panel(
         "Effective sample size / P",
@@ -196,7 +218,7 @@ PANELS = (
     ),
     Panel(
         "Entropy of a token",
-        "nats; of the sampling policy by its samples, and exact where measured",
+        "nats; of the sampling policy, by its samples or exact",
         {"token_entropy": "by samples", "entropy": "exact"},
         _draw_curves,
     ),
@@ -214,9 +236,9 @@ PANELS = (
     ),
     Panel(
         "Rollout mismatch",
-        "trainer's against engine's log-probs; flat and near 0 is healthy",
+        "trainer against engine [nats]; shaded: rounding; dashed: limit",
         {"rollout_mismatch": "mismatch"},
-        _draw_spiky,
+        _draw_mismatch,
     ),
     Panel(
         "Gradient norm",

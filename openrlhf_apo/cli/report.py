@@ -3,8 +3,9 @@
     python -m openrlhf_apo.cli.report RUN_DIR [RUN_DIR ...] [--out FILE.png]
     python -m openrlhf_apo.cli.report --diag ROLLOUT_DIR [ROLLOUT_DIR ...] [--out FILE.png]
 
-One run gives RUN_DIR/report.png; several are laid over each other, in overlay.png of the first. A ROLLOUT_DIR is what
---apo.save_rollouts wrote; several are diagnosed together, in diagnostics.png of the first.
+One run gives RUN_DIR/report.png and RUN_DIR/report.html, a page in one file; several are laid over each other, in
+overlay.png of the first. A ROLLOUT_DIR is what --apo.save_rollouts wrote, or a run's directory with it in `rollouts`;
+several are diagnosed together, in diagnostics.png of the first.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Draw runs from their metrics.jsonl, or diagnose what α does to the gradient of saved rollouts.",
     )
     parser.add_argument(
-        "dirs", nargs="+", metavar="DIR", help="output directory of a run; with --diag, of its rollouts"
+        "dirs", nargs="+", metavar="DIR", help="output directory of a run; with --diag, also that of its rollouts"
     )
     parser.add_argument("--out", metavar="FILE.png", help="default: report.png, overlay.png or diagnostics.png in DIR")
     parser.add_argument("--diag", action="store_true", help="diagnose rollouts that --apo.save_rollouts wrote")
@@ -43,7 +44,7 @@ def _report(args) -> None:
     tables = [summary(run_dir) for run_dir in args.dirs]
     for run_dir, table in zip(args.dirs, tables, strict=True):
         print(f"{run_dir}\n{table}\n")
-    print(f"drawn: {out}")
+    print(f"drawn: {out}" + (f", written: {Path(out).with_suffix('.html')}" if len(args.dirs) == 1 else ""))
 
 
 def _diagnose(args) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from openrlhf_apo.cli.console import divert_output, log_to
 from openrlhf_apo.cli.imports import quick_imports
-from openrlhf_apo.errors import DataError, OptionError, RunError, in_one_line
+from openrlhf_apo.errors import DataError, GroupError, LossError, OptionError, RunError, in_one_line
 from openrlhf_apo.rewards.math_verify import start_workers
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.hidden import hide_key
@@ -89,10 +89,10 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSi
         train(plan, args, console, stop)
     except (DataError, OptionError) as error:
         return 2, str(error)
-    except RunError as error:
+    except (RunError, LossError, GroupError) as error:
         traceback.print_exc()  # to the log, with what it came from
         return 1, str(error)
-    except Exception as error:  # a partial group, a metric that is not finite: the message says which
+    except Exception as error:  # a metric that is not finite, say: the message says which
         traceback.print_exc()
         return 1, f"{in_one_line(error)} (the traceback is in {LOG})"
     return 0, None

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from openrlhf_apo.errors import RunError, in_one_line
+from openrlhf_apo.errors import ProcessDied, RunError, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,10 @@ FIRST_WATCH = 120.0  # of what was never waited for
 _seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=50))  # of the last waits, by what for
 
 
-class ActorDied(RunError):
-    """A process of the run is gone; another one could take its place."""
-
-
 def get_all(refs: list, timeout: float, what: str) -> list:
     """ray.get with a limit in seconds. The first actor that fails ends the wait, whatever the others do.
 
-    Raises RunError saying what of a failed actor decided the end, and ActorDied for one that is gone.
+    Raises RunError saying what of a failed actor decided the end, and ProcessDied for one that is gone.
     """
     _ask_for_head()
     start, before = time.monotonic(), _seconds[what]
@@ -45,7 +41,7 @@ def get_all(refs: list, timeout: float, what: str) -> list:
             except RayError as error:
                 gone = isinstance(error, RayActorError) and not error.actor_init_failed
                 gone |= isinstance(error, RayTaskError) and isinstance(error.cause, RayActorError)
-                raise (ActorDied if gone else RunError)(f"{what} failed, {_reason(error)}") from error
+                raise (ProcessDied if gone else RunError)(f"{what} failed, {_reason(error)}") from error
         if not done:
             late = ", ".join(str(i) for i, ref in enumerate(refs) if ref in pending)
             logger.warning(
@@ -65,7 +61,7 @@ def _ask_for_head() -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), HEAD_SECONDS).close()
     except OSError:
-        raise ActorDied(
+        raise ProcessDied(
             f"Ray's head process gcs_server ({address}) is gone: killed from outside, or by the kernel for memory "
             "(see dmesg)"
         ) from None

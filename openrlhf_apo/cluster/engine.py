@@ -13,9 +13,10 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf_apo import cpu
-from openrlhf_apo.cluster.calls import ActorDied, get_all
+from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.weight_check import compare_weight_sums, refuse_unwritten
 from openrlhf_apo.cluster.weight_sync import Broadcast, CudaIpc, ObjectStore
+from openrlhf_apo.errors import ProcessDied
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
@@ -231,17 +232,17 @@ class RayEngine:
         while True:
             try:
                 return call()
-            except ActorDied as error:
+            except ProcessDied as error:
                 if self.restarts >= self.plan.max_restarts or not self._replace_dead(error):
                     raise
 
-    def _replace_dead(self, error: ActorDied) -> bool:
+    def _replace_dead(self, error: ProcessDied) -> bool:
         """Whether it was an engine that died. The new ones have the policy's weights."""
         alive = []
         for engine in self.engines:
             try:
                 alive.append(get_all([engine.ready.remote()], self.plan.timeout, "an engine")[0])
-            except ActorDied:
+            except ProcessDied:
                 alive.append(False)
         for i in (i for i, lives in enumerate(alive) if not lives):
             self.restarts += 1

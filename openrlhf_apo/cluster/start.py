@@ -18,9 +18,8 @@ import ray
 import setuptools  # noqa: F401
 
 from openrlhf_apo import cpu
-from openrlhf_apo.cluster.calls import ActorDied
 from openrlhf_apo.cpu import patches
-from openrlhf_apo.errors import RunError
+from openrlhf_apo.errors import ProcessDied, RunError
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.stop import StopSignals
 
@@ -48,7 +47,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
             stop.install()  # Ray has put a handler of its own in place
             launch.result().train(plan, args, console, stop)
             return
-        except ActorDied as error:
+        except ProcessDied as error:
             if plan.restarts == plan.max_restarts:
                 raise
             plan = replace(plan, restarts=plan.restarts + 1, output=replace(plan.output, resume=True))

@@ -32,6 +32,11 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
         "check_label": reward.check_label,
     }
     rows = held_out = None
+    if plan.data.prompts is not None and args.data.apply_chat_template and not tokenizer.chat_template:
+        raise OptionError(
+            "the model's tokenizer has no chat template: leave --data.apply_chat_template out, and use the prompts as "
+            "they are, or give a text with {} for them by --data.input_template"
+        )
     if plan.data.prompts is not None:
         rows = load_prompts(
             args,

@@ -78,11 +78,14 @@ def load_prompts(
     ):
         if not isinstance(text, str):
             raise DataError(f"row {number} of {names!r}: the prompt is {text!r} and no text")
-        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        beginning = text[: 64 * prompt_limit]  # a prompt of megabytes takes long, and shows its length here already
+        length = len(tokenizer(beginning, add_special_tokens=False)["input_ids"])
+        if length <= prompt_limit and len(text) > len(beginning):
+            length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         if length > prompt_limit:
             raise DataError(
-                f"a prompt of {names!r} has {length} tokens, but --data.max_len {data.max_len} leaves {prompt_limit} "
-                f"beside the new tokens; raise --data.max_len or filter the data (prompt {text[:60]!r})"
+                f"a prompt of {names!r} has at least {length} tokens, but --data.max_len {data.max_len} leaves "
+                f"{prompt_limit} beside the new tokens; raise --data.max_len or filter the data (prompt {text[:60]!r})"
             )
         if label_key is not None and not label_optional and (label is None or not str(label).strip()):
             raise DataError(

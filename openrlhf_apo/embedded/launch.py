@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import TextIO
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openrlhf_apo import cpu
 from openrlhf_apo.data.inputs import make_tokenizer, make_trackers, read_inputs
@@ -31,12 +31,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     write_run_record(plan, inputs.manifest, resume.rollout if resume else None)
-    model = AutoModelForCausalLM.from_pretrained(
-        args.actor.model_name_or_path,
-        trust_remote_code=args.actor.trust_remote_code,
-        dtype=DTYPES[args.ds.param_dtype],
-        attn_implementation=args.ds.attn_implementation,
-    ).to("cuda" if cpu.has_cuda() else "cpu")
+    model = load_model(args)
     if args.actor.gradient_checkpointing_enable:
         model.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
     backend = TorchBackend(
@@ -80,3 +75,13 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         stop=stop,
     )
     trainer.fit()
+
+
+def load_model(args: SimpleNamespace) -> PreTrainedModel:
+    """The policy of a run. args: OpenRLHF's settings."""
+    return AutoModelForCausalLM.from_pretrained(
+        args.actor.model_name_or_path,
+        trust_remote_code=args.actor.trust_remote_code,
+        dtype=DTYPES[args.ds.param_dtype],
+        attn_implementation=args.ds.attn_implementation,
+    ).to("cuda" if cpu.has_cuda() else "cpu")

@@ -4,7 +4,7 @@ import logging
 import shutil
 from typing import Protocol
 
-from openrlhf_apo.errors import RunError, in_one_line
+from openrlhf_apo.errors import ProcessDied, RunError, in_one_line
 from openrlhf_apo.trainer.checkpoint_folder import CheckpointFolder, complete_checkpoints
 from openrlhf_apo.trainer.handles import PolicyHandle
 from openrlhf_apo.trainer.metrics import as_score
@@ -53,7 +53,7 @@ class Checkpoints:
             logger.info("best checkpoint so far: %s %.4f after rollout %d", key, value, rollout)
 
     def save(self, rollout: int, state: dict, prefix: str = "") -> None:
-        """RunError, one line, for one that cannot be written; those before stay."""
+        """RunError, one line, for one that cannot be written, and ProcessDied; those before stay."""
         tag, state = f"{prefix}global_step{rollout}", state | {"checkpoints": self.state_dict()}
         if self.folder is None:
             self.policy.save_checkpoint(tag, state)
@@ -63,6 +63,8 @@ class Checkpoints:
             self.folder.begin(tag)
             self.policy.save_checkpoint(tag, state)
             self.folder.finish(tag, rollout, self._state["latest"])
+        except ProcessDied:  # which says more than that this was not written
+            raise
         except Exception as error:  # of a file system, of torch's writer or of an actor
             whole = complete_checkpoints(root)
             before = f"the newest whole one is {whole[0].folder.name}" if whole else "there is none before"

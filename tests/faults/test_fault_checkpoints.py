@@ -13,7 +13,7 @@ import torch
 from outcome import outcome
 from real_runs import without_clock
 
-from openrlhf_apo.errors import OptionError, RunError
+from openrlhf_apo.errors import OptionError, ProcessDied, RunError
 from openrlhf_apo.trainer.checkpoint_folder import MARKER, CheckpointFolder, complete_checkpoints, find_checkpoint
 from openrlhf_apo.trainer.checkpoints import Checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
@@ -150,6 +150,19 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_those_befor
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert find_checkpoint(tmp_path / "_actor").rollout == 1
+
+
+def test_a_process_that_dies_in_a_save_is_what_the_run_ends_with(tmp_path, monkeypatch):
+    """And not that the checkpoint could not be written: --train.max_restarts is for the one and not for the other."""
+    saves = checkpoints(tmp_path)
+
+    def dies(tag, state):
+        raise ProcessDied("the policy's save_checkpoint failed, its actor died")
+
+    monkeypatch.setattr(saves.policy, "save_checkpoint", dies)
+    with pytest.raises(ProcessDied, match="^the policy's save_checkpoint failed, its actor died$"):
+        saves.save(1, {})
+    assert complete_checkpoints(tmp_path) == []
 
 
 def test_rotation_never_leaves_none_and_keeps_the_best(tmp_path):

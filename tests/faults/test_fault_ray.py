@@ -1,5 +1,9 @@
 """Processes of a Ray run that die: it ends with one line and nothing of it stays, or goes on by its budget."""
 
+import json
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -93,3 +97,50 @@ def test_engines_killed_in_generation_and_in_a_sync_are_replaced(long, tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 17))
     assert {row["engine_restarts"] for row in rows} == {0, 1, 2}
     assert all(row["rollout_mismatch"] < 1e-3 for row in rows)  # a new engine has the policy's weights
+
+
+def test_an_engine_says_in_one_line_why_it_cannot_start(tiny_model, tmp_path):
+    """Two that start side by side: of an architecture that vLLM does not know, and without memory for one sequence.
+    Of a context that is too long: test_end_to_end.py, by the command."""
+    unknown = tmp_path / "unknown"
+    shutil.copytree(tiny_model, unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchForCausalLM"]}))
+    script = tmp_path / "engines.py"
+    script.write_text(ENGINES)
+    found = subprocess.run(
+        [sys.executable, script, tiny_model, unknown], capture_output=True, text=True, timeout=240, check=True
+    )
+    messages = json.loads(found.stdout.splitlines()[-1])
+    assert all(message.startswith("an engine failed, ") and "\n" not in message for message in messages), messages
+    assert "NoSuchForCausalLM" in messages[0] and "memory" in messages[1].lower(), messages
+
+
+ENGINES = """
+import json, sys
+from dataclasses import replace
+
+import ray
+
+from openrlhf_apo import cpu
+
+cpu.decide("cpu")
+from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.cluster.engine import EnginePlan, RolloutActor
+from openrlhf_apo.errors import RunError
+
+plan = EnginePlan(model=sys.argv[1], count=1, tensor_parallel=1, dtype="fp32", max_len=64, seed=0, eager=True,
+                  prefix_caching=False, sleeps=False, gpu_memory_utilization=0.5, trust_remote_code=False, timeout=100,
+                  colocated=True, buckets=True)
+ray.init(address="local", include_dashboard=False, num_cpus=2, logging_level="error", log_to_driver=False)
+settings = [replace(plan, model=sys.argv[2]).vllm_settings(0), plan.vllm_settings(0) | {"kv_cache_memory_bytes": 1000}]
+engines = [ray.remote(RolloutActor).remote(None, 1, each) for each in settings]
+messages = []
+for engine in engines:
+    try:
+        get_all([engine.ready.remote()], 200, "an engine")
+        messages.append("it started")
+    except RunError as error:
+        messages.append(str(error))
+print(json.dumps(messages))
+"""

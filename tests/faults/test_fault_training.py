@@ -167,11 +167,15 @@ def test_data_that_cannot_be_used_is_refused_with_the_place(short, tmp_path, fau
 
 
 @pytest.mark.parametrize(
-    "flags, reason",
-    [(["--data.label_key", "answer"], "no column 'answer'"), (["--data.max_len", "7"], "raise --data.max_len")],
+    "more, reason",
+    [
+        (["--data.label_key", "answer"], "no column 'answer'"),
+        (["--data.max_len", "7"], "raise --data.max_len"),
+        (["--data.apply_chat_template"], "no chat template: leave --data.apply_chat_template out"),
+    ],
 )
-def test_flags_that_do_not_fit_the_data_are_refused(short, sums, tmp_path, flags, reason):
-    code, error = outcome(short, tmp_path, DATA, sums, *flags)
+def test_flags_that_do_not_fit_the_data_are_refused(short, sums, tmp_path, more, reason):
+    code, error = outcome(short, tmp_path, DATA, sums, *more)
     assert code == 2 and reason in error, error
 
 
