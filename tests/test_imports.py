@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "analysis": {"settings", "errors", "objectives", "alpha", "trainer", "cpu", "options"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
-MAY_IMPORT["from_python"] = {"options", "embedded", "trainer"}  # beside cli: the same, called from Python
+MAY_IMPORT["from_python"] = {"errors", "options", "embedded", "trainer"}  # beside cli: the same, called from Python
 MAY_IMPORT["__init__"] = {"from_python"}  # in a function
 MATHS = ("objectives", "alpha")
 # What a part loads, through others too, none of: slow libraries, which a run's own processes want, stay in functions.
