@@ -180,6 +180,7 @@ def test_several_runs_share_the_panels_in_a_colour_each():
 def test_a_run_of_one_step_and_one_of_only_an_evaluation_can_be_drawn(tmp_path):
     for rows, titles in (
         ([{"step": 0, "eval/pass1": 0.2}], ["Reward"]),
+        ([{"step": 0, "eval/score_mean": 0.2}], ["Reward"]),
         (synthetic_run("guarded", n_steps=1), PANELS["guarded"]),
     ):
         figure, drawn = build_figure({"run": rows})
@@ -212,6 +213,13 @@ def test_the_table_compares_first_and_last(tmp_path):
         f"checkpoint       {run}",
         f"metrics          {run}/metrics.jsonl",
     ]
+
+
+def test_graded_rewards_have_a_held_out_score(tmp_path):
+    rows = [{"step": 0, "eval/score_mean": 0.2}, {"step": 1, "reward_mean": 0.3, "eval/score_mean": 0.4}]
+    assert "held-out score      0.200    0.400   +0.200   after steps 0 and 1" in summary(save(tmp_path / "run", rows))
+    figure, _ = build_figure({"run": rows})
+    assert "score" in [text.get_text() for text in panel(figure, "Reward").get_legend().get_texts()]
 
 
 def test_the_table_of_a_run_that_has_only_been_evaluated(tmp_path):

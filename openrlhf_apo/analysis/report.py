@@ -5,7 +5,7 @@ from statistics import fmean
 
 from openrlhf_apo.analysis.report_figure import build_figure
 from openrlhf_apo.analysis.report_page import page
-from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.metrics import held_out, read_metrics
 
 
 def load_run(run_dir) -> list[dict]:
@@ -38,14 +38,14 @@ def save_report(run_dirs: list, out) -> None:
 def summary(run_dir) -> str:
     """The closing table of a run: what it gained, how long it took, where its files are.
 
-    "First" and "last" of the sampled reward are means over the first and the last fifth of the steps; of pass@1, the
-    first and the last evaluation.
+    "First" and "last" of the sampled reward are means over the first and the last fifth of the steps; of the
+    held-out one, the first and the last evaluation.
     """
     rows = load_run(run_dir)
     trained = [row for row in rows if "reward_mean" in row]
     rewards = [row["reward_mean"] for row in trained]
     fifth = max(1, len(rewards) // 5)
-    evaluated = [row for row in rows if "eval/pass1" in row]
+    key, evaluated = held_out(rows)
     alphas = [row["alpha"] for row in rows if "alpha" in row]
     seconds = [row["time/step"] for row in rows if "time/step" in row]
     step_seconds = [row["time/step"] for row in trained if "time/step" in row]
@@ -56,9 +56,10 @@ def summary(run_dir) -> str:
         note = f"mean over {fifth} of {len(rewards)} steps"
         lines.append(_comparison("sampled reward", fmean(rewards[:fifth]), fmean(rewards[-fifth:]), note))
     if evaluated:
-        first, last = evaluated[0], evaluated[-1]
-        steps = f"steps {first['step']} and {last['step']}" if len(evaluated) > 1 else f"step {first['step']} only"
-        lines.append(_comparison("held-out pass@1", first["eval/pass1"], last["eval/pass1"], f"after {steps}"))
+        (start, first), (end, last) = evaluated[0], evaluated[-1]
+        steps = f"steps {start} and {end}" if len(evaluated) > 1 else f"step {start} only"
+        name = "held-out pass@1" if key == "eval/pass1" else "held-out score"
+        lines.append(_comparison(name, first, last, f"after {steps}"))
     if alphas:
         lines.append(f"{'α':<16} {alphas[0]:>8.3f} {alphas[-1]:>8.3f} {alphas[-1] - alphas[0]:>+8.3f}")
     lines.append("")

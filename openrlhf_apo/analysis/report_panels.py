@@ -11,6 +11,7 @@ import numpy as np
 from openrlhf_apo.analysis.figures import COLORS, LINE_STYLES, MUTED, leave_room, series, smoothed
 from openrlhf_apo.analysis.verdict import ROUNDING
 from openrlhf_apo.trainer.health import Health
+from openrlhf_apo.trainer.metrics import held_out
 
 PHASES = ("generate", "reward", "log_probs", "update", "sync", "eval", "save", "other")
 MISMATCH_FLOOR = 1e-8  # nats, where the axis begins
@@ -61,12 +62,14 @@ def _draw_reward(axes, runs: list[Run], curves: dict[str, str]) -> list:
 
     handles = _draw_curves(axes, runs, {"reward_mean": curves["reward_mean"]})
     markers = {"marker": "D", "ms": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.8}
+    labels = {}
     for run in runs:
-        steps, values = series(run.rows, "eval/pass1")
+        key, evaluated = held_out(run.rows)
+        steps, values = [step for step, _ in evaluated], [value for _, value in evaluated]
         axes.plot(steps, values, color=_mark_color(run, runs), lw=1, linestyle=LINE_STYLES[2], zorder=3, **markers)
-    if any("eval/pass1" in row for run in runs for row in run.rows):
-        color = COLORS[1] if len(runs) == 1 else MUTED
-        handles.append(Line2D([], [], color=color, lw=0, label=curves["eval/pass1"], **markers))
+        labels |= {curves[key]: None} if evaluated else {}
+    color = COLORS[1] if len(runs) == 1 else MUTED
+    handles += [Line2D([], [], color=color, lw=0, label=label, **markers) for label in labels]
     return handles
 
 
@@ -174,8 +177,8 @@ def seconds_per_step(rows: list[dict]) -> dict[str, float]:
 PANELS = (
     Panel(
         "Reward",
-        "mean of the sampled answers; pass@1: held-out",
-        {"reward_mean": "sampled", "eval/pass1": "pass@1"},
+        "mean of the sampled answers; marks: of the held-out ones",
+        {"reward_mean": "sampled", "eval/pass1": "pass@1", "eval/score_mean": "score"},
         _draw_reward,
     ),
     Panel(
