@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 SLOW = 3.0  # times the median, after which a line says what is being waited for
 SHORTEST_WATCH = 30.0  # seconds; what is quick may well take longer once
+PEER_SECONDS = 5.0  # that Ray may take to see that an actor is gone
 HEAD_SECONDS = 10.0  # that Ray's head may take to answer
 FIRST_WATCH = 120.0  # of what was never waited for
 _seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=50))  # of the last waits, by what for
@@ -39,9 +40,8 @@ def get_all(refs: list, timeout: float, what: str) -> list:
             try:
                 results[ref] = ray.get(ref)
             except RayError as error:
-                gone = isinstance(error, RayActorError) and not error.actor_init_failed
-                gone |= isinstance(error, RayTaskError) and isinstance(error.cause, RayActorError)
-                raise (ProcessDied if gone else RunError)(f"{what} failed, {_reason(error)}") from error
+                cause = error if _died(error) else _dead_peer([each for each in refs if each not in results]) or error
+                raise (ProcessDied if _died(cause) else RunError)(f"{what} failed, {_reason(cause)}") from error
         if not done:
             late = ", ".join(str(i) for i, ref in enumerate(refs) if ref in pending)
             logger.warning(
@@ -52,6 +52,25 @@ def get_all(refs: list, timeout: float, what: str) -> list:
             )
     before.append(time.monotonic() - start)
     return [results[ref] for ref in refs]
+
+
+def _died(error: RayError) -> bool:
+    if isinstance(error, RayActorError):
+        return not error.actor_init_failed
+    return isinstance(error, RayTaskError) and isinstance(error.cause, RayActorError)
+
+
+def _dead_peer(refs: list) -> RayError | None:
+    """An actor that died, where there is one: the others fail as their connections to it break, at times before Ray
+    has seen that it is gone."""
+    ended, _ = ray.wait(refs, num_returns=len(refs), timeout=PEER_SECONDS)
+    for ref in ended:
+        try:
+            ray.get(ref)
+        except RayError as error:
+            if _died(error):
+                return error
+    return None
 
 
 def _ask_for_head() -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 from real_runs import end, kill, start, succeed, wait_for_rows, weight_error
 
+from openrlhf_apo.errors import ProcessDied, RunError
 from openrlhf_apo.trainer.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -82,6 +83,31 @@ def test_ranks_killed_in_the_middle_of_a_step_cost_no_more_than_that_step(long, 
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 9)) and rows[-1]["restarts"] == 3
     assert weight_error(out, straight) < 1e-5
+
+
+def test_a_rank_whose_peer_died_is_not_what_failed(monkeypatch):
+    """Its connection to the dead one breaks, and that can be told first."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    from openrlhf_apo.cluster import calls
+
+    broken = RayTaskError("learn", "the traceback", RuntimeError("Connection reset by peer"), pid=7, ip="127.0.0.1")
+    failures = {"rank 0": broken, "rank 1": RayActorError(error_msg="The actor died. pid: 8")}
+
+    def get(ref):
+        raise failures[ref]
+
+    monkeypatch.setattr(calls, "_ask_for_head", lambda: None)
+    monkeypatch.setattr(
+        calls.ray, "wait", lambda refs, timeout, num_returns=1: (refs[:num_returns], refs[num_returns:])
+    )
+    monkeypatch.setattr(calls.ray, "get", get)
+    with pytest.raises(ProcessDied, match=r"^the policy's apply failed, its actor died "):
+        calls.get_all(["rank 0", "rank 1"], 100.0, "the policy's apply")
+    failures["rank 1"] = broken
+    with pytest.raises(RunError, match="Connection reset by peer") as failed:
+        calls.get_all(["rank 0", "rank 1"], 100.0, "the policy's apply")
+    assert not isinstance(failed.value, ProcessDied)
 
 
 def test_engines_killed_in_generation_and_in_a_sync_are_replaced(long, tmp_path):
