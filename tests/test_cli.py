@@ -13,6 +13,7 @@ from openrlhf_apo.cli.train_apo_ray import main
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
+from openrlhf_apo.options.resolve import make_parser
 from openrlhf_apo.options.upstream import upstream_parser
 
 ROOT = Path(__file__).parents[1]
@@ -52,11 +53,22 @@ def refused(argv: list[str]) -> str:
 def test_every_flag_of_openrlhf_is_accepted():
     theirs = {option for action in upstream_parser()._actions for option in action.option_strings}
     result = subprocess.run(
-        [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray", "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray", "--help", "all"], capture_output=True, text=True
     )
     assert result.returncode == 0
     assert len(theirs) > 150
     assert [flag for flag in theirs if flag not in result.stdout] == []
+
+
+def test_help_is_a_page_of_flags_that_exist(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    page = capsys.readouterr().out
+    assert stopped.value.code in (0, None) and len(page.splitlines()) < 60
+    assert max(map(len, page.splitlines())) < 120
+    assert "--rollout.batch_size" in page and "(default 1e-06)" in page
+    known = {option for action in make_parser()._actions for option in action.option_strings}
+    assert {word for word in page.split() if word.startswith("--")} - {"--help"} <= known
 
 
 def test_defaults_without_cuda(base):

@@ -92,7 +92,7 @@ def refused(argv: list[str]) -> str:
 
 def test_flags_of_your_own_loss_are_in_help(file, capsys):
     with pytest.raises(SystemExit) as stopped:
-        resolve([*file(TOKEN), "--help"])
+        resolve([*file(TOKEN), "--help", "all"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     assert "toy: how strong it is (default 0.5)" in text and "toy: whether it is mild" in text
@@ -169,7 +169,7 @@ def test_a_controller_of_your_own(base, file, capsys):
     assert type(controller) is CONTROLLERS["steady"]
     assert (controller.level, controller.step(None), controller.state_dict()) == (0.7, 0.7, {})
     with pytest.raises(SystemExit):
-        resolve([*mine, "--help"])
+        resolve([*mine, "--help", "all"])
     text = " ".join(capsys.readouterr().out.split())
     assert "steady: where it stays (default 0.3)" in text and "{ess,fixed,guarded,steady}" in text
 

@@ -17,6 +17,7 @@ from openrlhf_apo.options.check_cluster import check_cluster
 from openrlhf_apo.options.check_model import check_model
 from openrlhf_apo.options.checks import check_before_openrlhf, check_inputs, check_settings
 from openrlhf_apo.options.effects import check_values, refuse_flags_without_effect
+from openrlhf_apo.options.help_page import HelpAction
 from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
@@ -141,6 +142,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.prog = "python -m openrlhf_apo.cli.train_apo_ray"
     parser.allow_abbrev = False  # --apo.alpha_m would silently be --apo.alpha_max
     flags.add_flags(parser)
+    parser._optionals.conflict_handler = "resolve"  # argparse's own --help goes
+    parser.add_argument("-h", "--help", nargs="?", action=HelpAction, help="the flags that most need; --help all: all")
     return parser
 
 

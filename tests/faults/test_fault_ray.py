@@ -126,8 +126,8 @@ def test_engines_killed_in_generation_and_in_a_sync_are_replaced(long, tmp_path)
 
 
 def test_an_engine_says_in_one_line_why_it_cannot_start(tiny_model, tmp_path):
-    """Two that start side by side: of an architecture that vLLM does not know, and without memory for one sequence.
-    Of a context that is too long: test_end_to_end.py, by the command."""
+    """Three that start side by side: of an architecture that vLLM does not know, without memory for one sequence, and
+    with a context that is longer than the model's."""
     unknown = tmp_path / "unknown"
     shutil.copytree(tiny_model, unknown)
     config = json.loads((unknown / "config.json").read_text())
@@ -140,6 +140,7 @@ def test_an_engine_says_in_one_line_why_it_cannot_start(tiny_model, tmp_path):
     messages = json.loads(found.stdout.splitlines()[-1])
     assert all(message.startswith("an engine failed, ") and "\n" not in message for message in messages), messages
     assert "NoSuchForCausalLM" in messages[0] and "memory" in messages[1].lower(), messages
+    assert "max_model_len (100000) is greater" in messages[2], messages
 
 
 ENGINES = """
@@ -158,8 +159,9 @@ from openrlhf_apo.errors import RunError
 plan = EnginePlan(model=sys.argv[1], count=1, tensor_parallel=1, dtype="fp32", max_len=64, seed=0, eager=True,
                   prefix_caching=False, sleeps=False, gpu_memory_utilization=0.5, trust_remote_code=False, timeout=100,
                   colocated=True, buckets=True)
-ray.init(address="local", include_dashboard=False, num_cpus=2, logging_level="error", log_to_driver=False)
-settings = [replace(plan, model=sys.argv[2]).vllm_settings(0), plan.vllm_settings(0) | {"kv_cache_memory_bytes": 1000}]
+ray.init(address="local", include_dashboard=False, num_cpus=3, logging_level="error", log_to_driver=False)
+settings = [replace(plan, model=sys.argv[2]).vllm_settings(0), plan.vllm_settings(0) | {"kv_cache_memory_bytes": 1000},
+            replace(plan, max_len=100_000).vllm_settings(0)]
 engines = [ray.remote(RolloutActor).remote(None, 1, each) for each in settings]
 messages = []
 for engine in engines:
