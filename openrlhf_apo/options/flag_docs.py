@@ -19,8 +19,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "openrlhf_flags.md"
 CLASSES = {"works": "works", "gpu": "GPU", "differs": "differs", "owner": "by loss", "refused": "refused"}
 HEAD = """# Flags
 
-Written by `.venv/bin/python -m openrlhf_apo.options.flag_docs`; the checks are made from the same tables. Every flag goes on the
-command line or, without dashes, in a `--config` file.
+Written by `.venv/bin/python -m openrlhf_apo.options.flag_docs`; the checks are made from the same tables. Every flag
+goes on the command line or, without dashes, in a `--config` file.
 
 ## OpenRLHF's
 
