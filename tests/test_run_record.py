@@ -111,7 +111,7 @@ def test_the_first_and_the_last_fifth_are_compared():
     rows = [{"step": 0, "eval/pass1": 0.2}] + [{"step": n, "reward_mean": n / 10} for n in range(1, 11)]
     assert gains(rows) == [
         "sampled reward from 0.150 to 0.950 (means of 2 rollouts at each end of 10)",
-        "held-out eval/pass1 from 0.200 to 0.200 (after rollouts 0 and 0)",
+        "held-out eval/pass1 0.200 (after rollout 0)",
     ]
     assert gains([]) == []
 

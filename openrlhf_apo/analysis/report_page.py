@@ -10,7 +10,7 @@ from openrlhf_apo.analysis.verdict import verdict
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
-from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.samples import Sample, by_group
 
 STEPS = 4  # of which answers are shown
 ANSWERS = 4  # of a prompt
@@ -78,8 +78,7 @@ def _phases(rows: list[dict]) -> str:
 def _answers(run_dir: Path) -> str:
     """A prompt of the first, the last and further rollouts in between, with answers from the best to the worst."""
     files = RolloutFiles(run_dir / "rollouts")
-    paths = [path for path in files.directory.glob("rollout_*.jsonl") if path.stat().st_size]  # or all was dropped
-    if saved := sorted(int(path.stem.removeprefix("rollout_")) for path in paths):
+    if saved := files.rollouts():
         shown = [(rollout, *_group(files.read(rollout))) for rollout in _spread(saved, STEPS)]
     else:
         shown = _spread(_kept(run_dir / "samples.jsonl"), STEPS)
@@ -100,10 +99,7 @@ def _answers(run_dir: Path) -> str:
 
 def _group(samples: list[Sample]) -> tuple[str, object, list[tuple[float, str]]]:
     """Prompt, label and (reward, response) of the first group whose rewards differ, else of the first group."""
-    groups: dict[int, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.group_id, []).append(sample)
-    group = max(groups.values(), key=lambda group: len({sample.reward for sample in group}) > 1)
+    group = max(by_group(samples), key=lambda group: len({sample.reward for sample in group}) > 1)
     return group[0].prompt, group[0].label, [(sample.reward, sample.response) for sample in group]
 
 

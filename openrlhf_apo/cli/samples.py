@@ -18,7 +18,7 @@ from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.run_record import NAME as RUN_RECORD
 from openrlhf_apo.trainer.sample_file import NAME as SAMPLES
 from openrlhf_apo.trainer.sample_file import group_row
-from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.samples import by_group
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,15 +38,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _rows(run: Path, step: int | None) -> list[dict]:
-    saved = next((directory for directory in (run, _saved_rollouts(run)) if directory and _steps(directory)), None)
-    if saved is not None and step in _steps(saved):
-        return [group_row(step, group) for group in _groups(RolloutFiles(str(saved)).read(step))]
+    candidates = [RolloutFiles(str(directory)) for directory in (run, _saved_rollouts(run)) if directory]
+    saved = next((files for files in candidates if files.rollouts()), None)
+    if saved is not None and step in saved.rollouts():
+        return [group_row(step, group) for group in by_group(saved.read(step))]
     if not (run / SAMPLES).is_file():
         if saved is None:
             raise ValueError(f"{run} has neither {SAMPLES} nor saved rollouts: give the output directory of a run")
         if step is None:  # the first group of each
-            return [group_row(n, _groups(RolloutFiles(str(saved)).read(n))[0]) for n in _steps(saved)]
-        raise ValueError(f"no rollout {step} in {saved}, which has {', '.join(map(str, _steps(saved)))}")
+            return [group_row(n, by_group(saved.read(n))[0]) for n in saved.rollouts()]
+        raise ValueError(f"no rollout {step} in {saved.directory}, which has {', '.join(map(str, saved.rollouts()))}")
     rows = read_metrics(run / SAMPLES)
     kept = [row for row in rows if step in (None, row["step"])]
     if not kept:
@@ -61,17 +62,6 @@ def _saved_rollouts(run: Path) -> Path | None:
         return None
     settings = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))["settings"]
     return Path(settings["apo.save_rollouts"]) if settings["apo.save_rollouts"] else None
-
-
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.stem.removeprefix("rollout_")) for path in directory.glob("rollout_*.jsonl"))
-
-
-def _groups(samples: list[Sample]) -> list[list[Sample]]:
-    groups: dict[int, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.group_id, []).append(sample)
-    return list(groups.values())
 
 
 def _shown(row: dict) -> str:

@@ -96,7 +96,7 @@ def start_ray(args: SimpleNamespace) -> None:
             settings["_system_config"] = {
                 "preload_python_modules": ["openrlhf_apo.cluster.engine"],
                 "num_workers_soft_limit": needed,
-                "task_events_report_interval_ms": 0,  # which gcs_server would keep: 14 MB in 1,000 rollouts
+                "task_events_report_interval_ms": 0,  # which gcs_server would keep a record of
             }
     ray.init(**settings)
     resources = ray.cluster_resources()

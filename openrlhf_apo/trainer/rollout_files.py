@@ -16,6 +16,11 @@ class RolloutFiles:
     def __len__(self) -> int:
         return len(list(self.directory.glob("rollout_*.jsonl")))
 
+    def rollouts(self) -> list[int]:
+        """Their numbers, of files that hold samples: an empty one is of a rollout whose groups were all dropped."""
+        paths = [path for path in self.directory.glob("rollout_*.jsonl") if path.stat().st_size]
+        return sorted(int(path.stem.removeprefix("rollout_")) for path in paths)
+
     def sizes(self) -> list[int]:
         """Of the files, bytes."""
         return [path.stat().st_size for path in sorted(self.directory.glob("rollout_*.jsonl"))]

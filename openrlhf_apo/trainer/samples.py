@@ -63,6 +63,14 @@ def whole_groups(samples: list[Sample], group_size: int) -> list[list[Sample]]:
     return list(groups.values())
 
 
+def by_group(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples of each group, in their order, whole or not."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group_id, []).append(sample)
+    return list(groups.values())
+
+
 def split_into_steps(groups: list[list[Sample]], groups_per_step: int) -> list[list[list[Sample]]]:
     """Whole groups per optimizer step, in order; the last step is short when the groups do not fill it."""
     return [groups[start : start + groups_per_step] for start in range(0, len(groups), groups_per_step)]

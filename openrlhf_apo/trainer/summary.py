@@ -29,7 +29,10 @@ def gains(rows: list[dict]) -> list[str]:
     key, evaluated = held_out(rows)
     if evaluated:
         (start, first), (end, last) = evaluated[0], evaluated[-1]
-        found.append(f"held-out {key} from {first:.3f} to {last:.3f} (after rollouts {start} and {end})")
+        if len(evaluated) == 1:
+            found.append(f"held-out {key} {first:.3f} (after rollout {start})")
+        else:
+            found.append(f"held-out {key} from {first:.3f} to {last:.3f} (after rollouts {start} and {end})")
     return found
 
 
