@@ -45,7 +45,7 @@ def titles(figure) -> list[str]:
 
 def test_figures_of_arms_of_every_kind(tmp_path):
     runs = fabricate(tmp_path, ALL_MODES, crashed=[("grpo", 2)])
-    table = write_results(runs, 0.5, tmp_path)
+    table = write_results(runs, 0.5, None, tmp_path)
     assert "2 of 3, rest crashed" in table
     figures = build_figures({run: run.rows() for run in runs})
     assert {topic: titles(figure) for topic, figure in figures.items()} == TITLES
@@ -59,7 +59,7 @@ def test_figures_of_arms_of_every_kind(tmp_path):
 
 def test_token_losses_alone_have_no_picture_of_alpha(tmp_path):
     runs = fabricate(tmp_path, {"grpo": "grpo"}, seeds=[1])
-    write_results(runs, None, tmp_path)
+    write_results(runs, None, None, tmp_path)
     assert [path.name for path in tmp_path.glob("*.png")] == ["figure_reward.png"]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from metrics_rows import rewards_as_rows
 
-from openrlhf_apo.analysis.compare_results import markdown_table
+from openrlhf_apo.analysis.compare_results import differences_table, markdown_table
 from openrlhf_apo.analysis.compare_statistics import (
     has_collapsed,
     mean_and_half_width,
@@ -66,6 +66,7 @@ def test_measures_of_a_run_by_hand():
         "passk": 0.75,
         "k": 4,
         "steps_to_threshold": 17,
+        **{"eval/pass1": 0.5, "eval/pass4": 0.75, "eval/response_length": 7.0},
     }
     assert "steps_to_threshold" not in measure(rows, None)
     graded = [{"eval/score_mean" if key == "eval/pass1" else key: row[key] for key in row} for row in rows]
@@ -84,3 +85,21 @@ def test_table_counts_who_reached_and_who_collapsed():
     assert table[0] == "| arm | runs | final reward | area under the curve | steps to 0.65 | collapsed | s / step |"
     assert table[2] == "| a | 3 | 0.500 ± 0.248 | 0.400 ± 0.000 | 5.5, by 2 of 3 | 1 of 3 |  |"
     assert table[3] == "| b | 1 | 0.500 | 0.400 | never, 0 of 1 | 0 of 1 |  |"
+
+
+def test_differences_are_those_of_runs_with_the_same_seed():
+    row = {"status": "finished", "auc": 0.5}
+    results = [
+        row | {"arm": "a", "seed": 1, "final_reward": 0.4, "eval/score_mean": 0.1, "eval/response_length": 3.0},
+        row | {"arm": "a", "seed": 2, "final_reward": 0.6, "eval/score_mean": 0.3},
+        row | {"arm": "a", "seed": 3, "final_reward": 0.9, "eval/score_mean": 0.9},
+        row | {"arm": "b", "seed": 1, "final_reward": 0.5, "eval/score_mean": 0.2},
+        row | {"arm": "b", "seed": 2, "final_reward": 0.8, "eval/score_mean": 0.2},
+        row | {"arm": "b", "seed": 3, "status": "crashed", "final_reward": 0.0},
+        row | {"arm": "c", "seed": 4, "final_reward": 0.5},
+    ]
+    table = differences_table(results, "a").splitlines()
+    assert table[0] == "| minus a | final_reward | auc | eval/score_mean |"
+    # 0.1 and 0.2: half of the interval is 12.706 * 0.05
+    assert table[2] == "| b | +0.150 ± 0.635 | +0.000 ± 0.000 | +0.000 ± 1.271 |"
+    assert table[3] == "| c |  |  |  |"

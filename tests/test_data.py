@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,15 +214,19 @@ def test_arithmetic_is_right_and_no_fact_is_shared():
     assert facts[0].isdisjoint(facts[1]) and len(facts[1]) > 50
 
 
+def two_steps(folder, seed):
+    return tiny.build_tiny(folder, replace(tiny.arithmetic(seed), steps=2), seed)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return tiny.build_tiny(tmp_path_factory.mktemp("tiny"), seed=5, steps=2)
+    return two_steps(tmp_path_factory.mktemp("tiny"), seed=5)
 
 
 def test_the_same_seed_builds_the_same_bytes(built, tmp_path):
-    tiny.build_tiny(tmp_path / "same", seed=5, steps=2)
+    two_steps(tmp_path / "same", seed=5)
     assert content(tmp_path / "same") == content(built.model.parent)
-    tiny.build_tiny(tmp_path / "other", seed=6, steps=2)
+    two_steps(tmp_path / "other", seed=6)
     assert not set(content(tmp_path / "other").items()) & {
         (name, data) for name, data in content(built.model.parent).items() if name.endswith(("jsonl", "safetensors"))
     }
@@ -263,9 +268,9 @@ def test_a_finished_folder_is_left_alone_and_a_torn_one_made_anew(built, tmp_pat
     caplog.set_level("INFO")
     whole = content(built.model.parent)
 
-    def again(**settings):
+    def again(steps=2):
         caplog.clear()
-        tiny.build_tiny(built.model.parent, **({"seed": 5, "steps": 2} | settings))
+        tiny.build_tiny(built.model.parent, replace(tiny.arithmetic(5), steps=steps), 5)
         return "up to date" not in caplog.text
 
     assert not again()

@@ -102,6 +102,19 @@ def test_graded_rewards_give_alpha_a_direction(beta_r, cosine):
     assert torch.cosine_similarity(gradient, z_score(rewards)).item() == pytest.approx(cosine, abs=6e-4)
 
 
+def test_at_the_anchor_alpha_and_beta_r_are_one_knob_inside_a_group():
+    """Equal alpha / beta_r: parallel, and the length is P^alpha / (alpha Z^alpha), Z = sum_j exp(A_j / beta_r)."""
+    rewards = torch.rand(1, P, generator=torch.Generator().manual_seed(0))
+    scaled = []
+    for alpha, beta_r in ((0.3, 0.5), (0.6, 1.0), (0.9, 1.5)):
+        log_q = GroupTargetBuilder(beta_r, eps=1e-12)(rewards)
+        log_z = torch.logsumexp(z_score(rewards) / beta_r, dim=-1)
+        weight = torch.exp(alpha * (math.log(P) - log_z)) / alpha
+        scaled.append(LOSS.coefficients(AT_ANCHOR, log_q, alpha) / weight)
+    torch.testing.assert_close(scaled[1], scaled[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scaled[2], scaled[0], rtol=1e-9, atol=1e-12)
+
+
 def test_off_the_anchor_alpha_has_a_direction_with_binary_rewards_too():
     log_ratio = torch.randn(1, P, generator=torch.Generator().manual_seed(0))
     log_q = GroupTargetBuilder()(binary(3))

@@ -78,7 +78,7 @@ class Answers:
     def generate(self, prompts, settings):
         two = [prompt for prompt in prompts for _ in range(2)]
         return [
-            Sample(p.group_id, p.text, "", p.datasource, [1], [2], "a", [-1.0], False, reward=reward)
+            Sample(p.group_id, p.text, "", p.datasource, [1], [2], f"answer {reward}", [-1.0], False, reward=reward)
             for p, reward in zip(two, self.rewards, strict=True)
         ]
 
@@ -90,17 +90,22 @@ def evaluate(rewards: list[float]) -> dict[str, float]:
     rows = [PromptRow("p", "", datasource="one"), PromptRow("q", "", datasource="two")]
     answers = Answers(rewards)
     metrics = Evaluation(rows, SamplingSettings(2, 1.0, 1.0, 4, 64, 0), 1, False).run(answers, answers)
-    return {key: value for key, value in metrics.items() if "pass" in key or "score" in key}
+    return {key: value for key, value in metrics.items() if "response_length" not in key and "truncated" not in key}
 
 
 def test_only_rewards_of_0_and_1_are_a_pass_rate():
-    binary = {"eval/pass1": 0.75, "eval/pass2": 1.0, "eval/one/pass1": 0.5, "eval/two/pass1": 1.0}
-    assert evaluate([0, 1, 1, 1]) == evaluate([False, True, 1.0, 1.0]) == binary
+    binary = {
+        **{"eval/pass1": 0.75, "eval/pass2": 1.0, "eval/distinct_right": 1.0},
+        **{"eval/one/pass1": 0.5, "eval/one/pass2": 1.0, "eval/one/distinct_right": 1.0},
+        **{"eval/two/pass1": 1.0, "eval/two/pass2": 1.0, "eval/two/distinct_right": 1.0},
+    }
+    assert evaluate([0, 1, 1, 1]) == evaluate([False, True, 1, 1]) == binary
     graded = {
         "eval/score_mean": 0.5,
         "eval/score_best2": 0.75,
-        "eval/one/score_mean": 0.25,
-        "eval/two/score_mean": 0.75,
+        "eval/distinct_right": 1.5,
+        **{"eval/one/score_mean": 0.25, "eval/one/score_best2": 0.5, "eval/one/distinct_right": 1.0},
+        **{"eval/two/score_mean": 0.75, "eval/two/score_best2": 1.0, "eval/two/distinct_right": 2.0},
     }
     assert evaluate([0, 0.5, 0.5, 1]) == graded
     assert "eval/score_mean" in evaluate([-1, 1, 1, 1])

@@ -33,7 +33,7 @@ def compare(comparison: Comparison, jobs: int) -> str:
             _prepare(comparison.prepare)
             check_arms(comparison, check_model=True)
             run_all(runs, jobs)
-        return write_results(runs, comparison.threshold, comparison.output_dir)
+        return write_results(runs, comparison.threshold, comparison.baseline, comparison.output_dir)
 
 
 def _check_runs(runs: list[Run]) -> None:

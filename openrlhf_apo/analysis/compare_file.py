@@ -12,7 +12,7 @@ from openrlhf_apo.errors import CompareError, OptionError
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
 from openrlhf_apo.options.resolve import flatten
 
-KEYS = ("output_dir", "seeds", "config", "flags", "arms", "prepare", "threshold", "jobs")
+KEYS = ("output_dir", "seeds", "config", "flags", "arms", "prepare", "threshold", "baseline", "jobs")
 OWN_FLAGS = ("train.seed", "ckpt.output_dir", "ckpt.path", "ckpt.load_enable", "config", "dry_run")
 
 
@@ -29,6 +29,7 @@ class Comparison:
     arms: dict[str, list[str]]
     prepare: list[list[str]]
     threshold: float | None
+    baseline: str | None
     jobs: int
 
     def runs(self) -> list[Run]:
@@ -68,6 +69,9 @@ def load_comparison(path) -> Comparison:
         raise CompareError(f"threshold {threshold!r}: must be a reward, such as 0.65")
     if type(jobs) is not int or jobs < 1:
         raise CompareError(f"jobs {jobs!r}: must be an integer above 0")
+    baseline = content.get("baseline")
+    if baseline is not None and baseline not in arms:
+        raise CompareError(f"baseline {baseline!r}: no such arm; choose one of {', '.join(map(str, arms))}")
     prepare = content.get("prepare") or []
     if not isinstance(prepare, list) or not all(isinstance(command, str | list) and command for command in prepare):
         raise CompareError("prepare must be a list of commands, each a string or a list of words")
@@ -84,6 +88,7 @@ def load_comparison(path) -> Comparison:
             for command in prepare
         ],
         threshold=threshold,
+        baseline=baseline,
         jobs=jobs,
     )
 

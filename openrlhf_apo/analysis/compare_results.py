@@ -1,6 +1,7 @@
 """What a comparison found: results.csv, a row per run; results.md, a row per arm; figures."""
 
 import csv
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,15 +9,17 @@ from statistics import fmean
 
 from openrlhf_apo.analysis.compare_figure import build_figures
 from openrlhf_apo.analysis.compare_runs import Run
-from openrlhf_apo.analysis.compare_statistics import mean_and_half_width, measure
+from openrlhf_apo.analysis.compare_statistics import mean_and_half_width, measure, paired_differences
 
 COLUMNS = (
     *("arm", "seed", "status", "error", "steps", "first_reward", "final_reward", "auc", "pass1", "passk", "k"),
     *("score_mean", "steps_to_threshold", "collapsed", "seconds", "seconds_per_step"),
 )
+# Of an evaluation, beside its mean: the best of k, different right answers, and the same of each data source.
+DIFFERENCES = r"^eval/(?:.*/)?(?:pass\d+|score_\w+|distinct_right)$"
 
 
-def write_results(runs: list[Run], threshold: float | None, output_dir: Path) -> str:
+def write_results(runs: list[Run], threshold: float | None, baseline: str | None, output_dir: Path) -> str:
     """Write results.csv, results.md and the figures into `output_dir`; returns the table of results.md."""
     rows_by_run = {run: run.rows() for run in runs}
     results = []
@@ -30,11 +33,14 @@ def write_results(runs: list[Run], threshold: float | None, output_dir: Path) ->
     arms = list(dict.fromkeys(run.arm for run in runs))
     results.sort(key=lambda row: (arms.index(row["arm"]), row["seed"]))
     with open(output_dir / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        evaluated = sorted({key for row in results for key in row if key.startswith("eval/")})
+        writer = csv.DictWriter(file, [*COLUMNS, *evaluated])
         writer.writeheader()
         for row in results:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
     table = markdown_table(results, threshold)
+    if baseline is not None:
+        table += "\n" + differences_table(results, baseline)
     pictures = ""
     for topic, figure in build_figures(rows_by_run).items():
         figure.savefig(output_dir / f"figure_{topic}.png")
@@ -81,6 +87,29 @@ def markdown_table(results: list[dict], threshold: float | None) -> str:
             errors = "; ".join(f"seed {row['seed']} after {row['steps']} steps: {row['error']}" for row in crashed)
             lines += ["", f"**{arm}** crashed: {len(crashed)} of {len(rows)}, {errors}"]
     return "\n".join([*lines, "", _definitions(threshold), ""])
+
+
+def differences_table(results: list[dict], baseline: str) -> str:
+    """A line per other arm: its difference from `baseline`, seed by seed. `results` are rows of results.csv."""
+    done = [row for row in results if row["status"] == "finished"]
+    evaluated = sorted({key for row in done for key in row if re.search(DIFFERENCES, key)})
+    columns = ["final_reward", "auc", *evaluated]
+    lines = [_table_row([f"minus {baseline}", *columns]), _table_row(["---"] + ["---:"] * len(columns))]
+    theirs = [row for row in done if row["arm"] == baseline]
+    for arm in dict.fromkeys(row["arm"] for row in results if row["arm"] != baseline):
+        ours = [row for row in done if row["arm"] == arm]
+        lines.append(_table_row([arm, *(_difference(ours, theirs, column) for column in columns)]))
+    return "\n".join(
+        [*lines, "", "Mean difference of runs with the same seed ± half its 95 % confidence interval.", ""]
+    )
+
+
+def _difference(ours: list[dict], theirs: list[dict], column: str) -> str:
+    differences = paired_differences(ours, theirs, column)
+    if not differences:
+        return ""
+    mean, half = mean_and_half_width(differences)
+    return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
 
 
 def _table_row(cells: list[str]) -> str:

@@ -30,6 +30,12 @@ def mean_and_half_width(values: list[float]) -> tuple[float, float | None]:
     return fmean(values), t_975(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
+def paired_differences(rows: list[dict], baseline: list[dict], column: str) -> list[float]:
+    """rows - baseline in a column of results.csv, for each seed that finished in both."""
+    theirs = {row["seed"]: row[column] for row in baseline if column in row}
+    return [row[column] - theirs[row["seed"]] for row in rows if column in row and row["seed"] in theirs]
+
+
 def steps_to_threshold(rows: list[dict], threshold: float) -> int | None:
     """The first step at which the mean reward of the last three steps is at least `threshold`; None when never."""
     trained = [row for row in rows if "reward_mean" in row]
@@ -81,9 +87,11 @@ def measure(rows: list[dict], threshold: float | None) -> dict:
     if evaluated:
         step, mean = evaluated[-1]
         found[key.removeprefix("eval/")] = mean
-        for name, value in next(row for row in rows if row["step"] == step).items():
+        last = next(row for row in rows if row["step"] == step)
+        for name, value in last.items():
             if key == "eval/pass1" != name and (match := re.fullmatch(r"eval/pass(\d+)", name)):
                 found |= {"passk": value, "k": int(match[1])}
+        found |= {name: value for name, value in last.items() if name.startswith("eval/")}
     if threshold is not None and (step := steps_to_threshold(rows, threshold)) is not None:
         found["steps_to_threshold"] = step
     return found

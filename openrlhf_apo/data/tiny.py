@@ -4,6 +4,7 @@ r"""The smallest thing that learns: generated arithmetic and a Qwen3-shaped mode
 
 writes train.jsonl, eval.jsonl and model/. A question is a sum ("What is 27 + 38?") or a short story ("Tom has 12
 pens and buys 7 more. How many pens?"); the model has learned to answer `12+7=\boxed{19}`, not always rightly.
+`--task coins` and `--task sorting` make other tasks (coins.py, sorting.py), and shifted.jsonl beside eval.jsonl.
 """
 
 import argparse
@@ -11,6 +12,9 @@ import logging
 import random
 from pathlib import Path
 
+from openrlhf_apo.data.coins import coins
+from openrlhf_apo.data.sorting import sorting
+from openrlhf_apo.data.tasks import Task
 from openrlhf_apo.data.warm_model import WarmModel, build_warm_model
 
 NAMES = ("Tom", "Ann", "Sam", "Mia", "Ben", "Zoe", "Max", "Eva")
@@ -68,33 +72,41 @@ def _row(rng, op, a, b):
     return {"prompt": prompt, "completion": completion, "label": answer, "datasource": "arithmetic"}
 
 
-def build_tiny(out_dir, seed: int = 0, steps: int = 1500, target: float = 0.35) -> WarmModel:
-    """Make the data and the model, or find them made. About 0.9 M parameters, and 75 s on one core.
+def arithmetic(seed: int) -> Task:
+    """The warm-up ends at about step 600, when 0.35 of sampled completions are right."""
+    warm, held_out = arithmetic_rows(40_000, 512, seed)
+    train = list({row["prompt"]: row for row in warm}.values())[:4096]
+    return Task(warm, train, held_out, shifted=[], steps=1500, target=0.35)
 
-    The warm-up ends when `target` of sampled completions are right, at about 600 of the `steps` allowed.
-    """
-    warm_rows, eval_rows = arithmetic_rows(40_000, 512, seed)
+
+TASKS = {make.__name__: make for make in (arithmetic, coins, sorting)}
+
+
+def build_tiny(out_dir, task: Task, seed: int = 0) -> WarmModel:
+    """Make the task's data and model, or find them made. About 0.9 M parameters, and at most 75 s on one core."""
     return build_warm_model(
         out_dir,
-        warm_rows,
-        eval_rows,
-        train_size=4096,
+        task.warm,
+        task.train,
+        task.held_out,
+        task.shifted,
         vocab_size=512,
         hidden=128,
         layers=4,
-        steps=steps,
-        target=target,
+        steps=task.steps,
+        target=task.target,
         seed=seed,
     )
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Make generated arithmetic and a tiny model warmed up on it.")
+    parser = argparse.ArgumentParser(description="Make a generated task and a tiny model warmed up on it.")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--task", choices=TASKS, default="arithmetic")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build_tiny(args.out, args.seed)
+    build_tiny(args.out, TASKS[args.task](args.seed), args.seed)
 
 
 if __name__ == "__main__":

@@ -22,29 +22,29 @@ logger = logging.getLogger(__name__)
 
 
 class WarmModel(NamedTuple):
-    """Where a warmed-up model and the data that goes with it are."""
+    """Where a warmed-up model and the data that goes with it are. shifted: only where there are such rows."""
 
     model: Path
     train: Path
     eval: Path
+    shifted: Path
 
 
 def build_warm_model(
-    out_dir, warm_rows, eval_rows, *, train_size, vocab_size, hidden, layers, steps, target, seed
+    out_dir, warm_rows, train_rows, eval_rows, shifted_rows=(), *, vocab_size, hidden, layers, steps, target, seed
 ) -> WarmModel:
-    """Write train.jsonl, eval.jsonl and model/ (a Hugging Face folder), unless they are there already.
+    """Write train.jsonl, eval.jsonl, shifted.jsonl and model/ (a Hugging Face folder), unless they are there already.
 
-    `warm_rows` and `eval_rows` have `prompt`, `completion`, `label`, `datasource`; the first `train_size` different
-    prompts of the former become train.jsonl. The rest is passed to the tokenizer, the model and `warm_up`.
-    The folder is made anew when any of this, or a library, changes, or when a file in it was cut short.
+    Rows have `prompt`, `completion`, `label`, `datasource`; the files get those with different prompts. The rest is
+    passed to the tokenizer, the model and `warm_up`. The folder is made anew when any of this, or a library, changes,
+    or when a file in it was cut short.
     """
     out = Path(out_dir)
-    paths = WarmModel(out / "model", out / "train.jsonl", out / "eval.jsonl")
+    paths = WarmModel(out / "model", out / "train.jsonl", out / "eval.jsonl", out / "shifted.jsonl")
     settings = {
-        "recipe": 2,  # to be raised when warmup.py comes to make another model of the same settings
-        "rows": digest(json.dumps([warm_rows, eval_rows]).encode()),
+        "recipe": 3,  # to be raised when warmup.py comes to make another model of the same settings
+        "rows": digest(json.dumps([warm_rows, train_rows, eval_rows, shifted_rows]).encode()),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
-        "train_size": train_size,
         "vocab_size": vocab_size,
         "hidden": hidden,
         "layers": layers,
@@ -65,8 +65,10 @@ def build_warm_model(
     warm_up(model, tokenizer, warm_rows, steps, target, seed=seed)
     model.save_pretrained(paths.model)
     tokenizer.save_pretrained(paths.model)
-    write_jsonl(paths.train, _prompt_rows(warm_rows)[:train_size])
+    write_jsonl(paths.train, _prompt_rows(train_rows))
     write_jsonl(paths.eval, _prompt_rows(eval_rows))
+    if shifted_rows:
+        write_jsonl(paths.shifted, _prompt_rows(shifted_rows))
     mark_finished(out, settings)
     logger.info("wrote %s", out)
     return paths
@@ -111,8 +113,8 @@ def main(argv=None):
     build_warm_model(
         args.out,
         warm_rows,
+        warm_rows,
         eval_rows,
-        train_size=len(warm_rows),
         vocab_size=1024,
         hidden=192,
         layers=4,

@@ -5,13 +5,14 @@ import statistics
 from openrlhf_apo.trainer.handles import EngineHandle, SamplingSettings
 from openrlhf_apo.trainer.metrics import as_score
 from openrlhf_apo.trainer.prompts import PromptRow
-from openrlhf_apo.trainer.samples import whole_groups
+from openrlhf_apo.trainer.samples import Sample, whole_groups
 from openrlhf_apo.trainer.scoring import Scorer
 
 
 class Evaluation:
     """`eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k; of graded rewards, `eval/score_mean`
-    and `eval/score_best<k>` (metrics.py).
+    and `eval/score_best<k>` (metrics.py). `eval/distinct_right`: how many different answers to a prompt have a reward
+    above 0.
 
     every: rollouts between evaluations, None for none; ends: also before the first and after the last rollout.
     """
@@ -29,18 +30,23 @@ class Evaluation:
     def run(self, engine: EngineHandle, scorer: Scorer) -> dict[str, float]:
         samples = scorer.score(engine.generate(self.prompts, self.settings))
         groups = whole_groups(samples, self.settings.samples_per_prompt)
-        rewards = [[sample.reward for sample in group] for group in groups]
-        metrics = {"eval/pass1": statistics.fmean(statistics.fmean(group) for group in rewards)}
-        if self.settings.samples_per_prompt > 1:
-            metrics[f"eval/pass{self.settings.samples_per_prompt}"] = statistics.fmean(map(max, rewards))
-        sources = {group[0].datasource for group in groups}
-        if len(sources) > 1:
-            for source in sorted(sources):
-                metrics[f"eval/{source}/pass1"] = statistics.fmean(
-                    sample.reward for group in groups for sample in group if sample.datasource == source
-                )
+        metrics = _rates("eval/", groups)
+        sources = sorted({group[0].datasource for group in groups})
+        for source in sources if len(sources) > 1 else ():
+            metrics |= _rates(f"eval/{source}/", [group for group in groups if group[0].datasource == source])
         if any(sample.reward not in (0, 1) for sample in samples):
             metrics = {as_score(key): value for key, value in metrics.items()}
         metrics["eval/response_length"] = statistics.fmean(len(s.response_ids) for s in samples)
         metrics["eval/truncated_fraction"] = statistics.fmean(s.truncated for s in samples)
         return metrics
+
+
+def _rates(prefix: str, groups: list[list[Sample]]) -> dict[str, float]:
+    rewards = [[sample.reward for sample in group] for group in groups]
+    rates = {f"{prefix}pass1": statistics.fmean(map(statistics.fmean, rewards))}
+    if (k := len(rewards[0])) > 1:
+        rates[f"{prefix}pass{k}"] = statistics.fmean(map(max, rewards))
+        rates[f"{prefix}distinct_right"] = statistics.fmean(
+            len({sample.response for sample in group if sample.reward > 0}) for group in groups
+        )
+    return rates

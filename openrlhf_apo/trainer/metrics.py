@@ -20,7 +20,8 @@ and
   ...) and `time/step` [s]
 - evaluations, on the line of the rollout they follow: `eval/pass1`, the mean reward, and `eval/pass<k>`, the mean of
   the best of k, where all rewards of the evaluation are 0 or 1. Where one is not, nothing was passed or failed, and
-  they are `eval/score_mean` and `eval/score_best<k>`. `eval/<source>/...` for each data set where there are several
+  they are `eval/score_mean` and `eval/score_best<k>`. `eval/distinct_right`: how many different answers of the k
+  have a reward above 0. `eval/<source>/...` for each data set where there are several
 - `inner/<key>`: a list, one value per optimizer step inside the rollout
 """
 
