@@ -5,6 +5,7 @@ When a flag that works has no effect all the same, for want of another flag, is 
 
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options.uses import GPU, Flag, Use, broken, differs, gpu, nowhere, only_openrlhf, ours, works
+from openrlhf_apo.trainer.handles import EMA_FOLDER
 
 COUNT = {"within": "[1, inf)"}
 EVERY = {"within": "[1, inf)", "beside": -1}  # -1: never
@@ -23,7 +24,6 @@ _OWN_SURROGATE = "--loss says which it is"
 _OWN_ADVANTAGES = "advantages are the loss's own"
 _OWN_REFERENCE = "the reference is a second set of weights in the policy's actors"
 _MICRO_BATCHES = "log-probs are taken in the micro-batches of training"
-_NO_AVERAGE = "no average of the policy is kept; --apo.anchor ema is the anchor's"
 _FIXED_KL = "the KL coefficient is fixed; --adrpo.enable is one by advantage"
 _NO_FILTER = Use(
     "refused",
@@ -220,8 +220,11 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "on by default where no --train.micro_batch_size is given; packing is --ds.packing_samples"),
         GPU,
     ),
-    "train.ema_beta": only_openrlhf(_NO_AVERAGE, GPU, **SHARE),
-    "train.enable_ema": only_openrlhf(_NO_AVERAGE, GPU),
+    "train.ema_beta": ours(Use("works"), GPU, **SHARE),
+    "train.enable_ema": ours(
+        Use("differs", f"in float32, saved beside the policy, in the folder {EMA_FOLDER} of --ckpt.output_dir"),
+        Use("gpu", "saved in place of the policy"),
+    ),
     "train.full_determinism_enable": works(),
     "train.max_epochs": works(**COUNT),
     "train.max_tokens_per_gpu": ours(

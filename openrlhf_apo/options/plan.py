@@ -102,6 +102,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         ),
         health=Health(args.apo.max_mismatch, args.apo.max_equal_rollouts),
         manifest=manifest(args),
+        ema=args.train.ema_beta if args.train.enable_ema and args.loss != OPENRLHF else None,
         guidance=build(owners.GUIDANCE, args) if args.guidance.enable else None,
         group_filter=group_filter,
         max_generations=args.apo.max_generations,

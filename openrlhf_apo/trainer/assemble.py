@@ -149,6 +149,7 @@ def assemble(
         console=console,
         stop=stop or StopSignals(),
         track_every=output.track_every,
+        averages=plan.ema is not None,
         check_every_sync=plan.check_every_sync,
         state=state,
         done=done,

@@ -12,6 +12,8 @@ from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.samples import Prompt, Sample
 from openrlhf_apo.trainer.step import Report
 
+EMA_FOLDER = "ema"  # in --ckpt.output_dir: the moving average of the policy, as a model
+
 
 class PolicyHandle(Protocol):
     """The trained model, sharded however it likes. A step is a list of samples, numbered within its rollout."""
@@ -51,7 +53,8 @@ class PolicyHandle(Protocol):
         """The trainer's state of the checkpoint loaded at start-up; empty when none was."""
 
     def save_model(self) -> None:
-        """Write a Hugging Face folder (weights, config, tokenizer) to --ckpt.output_dir."""
+        """Write a Hugging Face folder (weights, config, tokenizer) to --ckpt.output_dir; and, where an average of the
+        policy is kept, another into its EMA_FOLDER."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class RunPlan:
     micro_batches: MicroBatchLimit
     health: Health
     manifest: dict  # {flag: value} of what decides the optimizer steps, but the data
+    ema: float | None = None  # share that the average of the policy keeps of itself at each step; None: no average
     guidance: Guidance | None = None
     group_filter: GroupFilter | None = None
     max_generations: int = 1

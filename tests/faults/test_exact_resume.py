@@ -20,7 +20,9 @@ RUNS = {
         "--actor.lr_scheduler cosine"
     ),
     "guidance, KL": "--loss g2rpo_a --guidance.enable --guidance.length 4",
-    "bapo, epochs": "--loss bapo --train.max_epochs 2 --actor.lr_scheduler linear",
+    "bapo, epochs, average": (
+        "--loss bapo --train.max_epochs 2 --actor.lr_scheduler linear --train.enable_ema --train.ema_beta 0.7"
+    ),
     "adrpo, entropy": "--loss grpo --adrpo.enable --actor.entropy_coef 0.01",
 }
 
@@ -40,8 +42,9 @@ def test_resumed_after_every_rollout_it_is_the_same_run(flags, sums, tmp_path, r
         drop_after(resumed, stopped)
         assert outcome(flags, resumed, *more, "--ckpt.load_enable") == (0, "")
         assert without_clock(read_metrics(resumed / "metrics.jsonl")) == rows, stopped
-        a, b = (load_file(out / "model.safetensors") for out in (straight, resumed))
-        assert all(torch.equal(a[name], b[name]) for name in a), stopped
+        for saved_model in straight.rglob("model.safetensors"):  # the policy's, and its average's
+            a, b = load_file(saved_model), load_file(resumed / saved_model.relative_to(straight))
+            assert all(torch.equal(a[name], b[name]) for name in a), stopped
         shutil.rmtree(resumed)
 
 
