@@ -24,7 +24,6 @@ _OWN_SURROGATE = "--loss says which it is"
 _OWN_ADVANTAGES = "advantages are the loss's own"
 _OWN_REFERENCE = "the reference is a second set of weights in the policy's actors"
 _MICRO_BATCHES = "log-probs are taken in the micro-batches of training"
-_FIXED_KL = "the KL coefficient is fixed; --adrpo.enable is one by advantage"
 _NO_FILTER = Use(
     "refused",
     "OpenRLHF filters in its own sampler, which this trainer does not use",
@@ -77,7 +76,22 @@ FLAGS: dict[str, Flag] = {
         _OWN_ADVANTAGES, Use("differs", "the default is group_norm; gae is refused, as there is no critic")
     ),
     "algo.advantage.gamma": only_openrlhf(_OWN_ADVANTAGES, **SHARE),
-    "algo.advantage.is_correction_*": only_openrlhf("rollout_mismatch is measured, and not corrected"),
+    "algo.advantage.is_correction_gating": works(),
+    "algo.advantage.is_correction_level": Flag(
+        Use("differs", "seq: an answer outside has no gradient, the others no weight; q and p are those of the group"),
+        Use("works", "of gspo, whose ratio is one of answers, the engine's log-probs take the place of π_old's"),
+        Use("works"),
+    ),
+    "algo.advantage.is_correction_mode": Flag(
+        Use(
+            "refused",
+            "answers are masked: what could be clipped is a weight per token",
+            "has no effect with --loss {loss}: drop it",
+        ),
+        Use("works"),
+        Use("works"),
+    ),
+    "algo.advantage.is_correction_threshold": works("HIGH, or LOW HIGH"),
     "algo.advantage.lambd": nowhere("only --algo.advantage.estimator gae reads it, which needs a critic"),
     "algo.advantage.no_std_norm": only_openrlhf(_OWN_ADVANTAGES),
     "algo.dynamic_filtering_enable": ours(
@@ -92,12 +106,12 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "only where given, beside unequal rewards; of scores where the reward has them"), _NO_FILTER
     ),
     "algo.kl.estimator": ours(Use("differs", "the default is k3 for KL in the loss")),
-    "algo.kl.horizon": only_openrlhf(_FIXED_KL, **COUNT),
+    "algo.kl.horizon": works("more than a fifth of a rollout's samples", **COUNT),
     "algo.kl.init_coef": ours(
         Use("differs", "the default is the loss's: 0.04 for grpo and g2rpo_a, else 0"), **NOT_NEGATIVE
     ),
-    "algo.kl.target": only_openrlhf(_FIXED_KL, within="(0, inf)"),
-    "algo.kl.unbiased_gradient": only_openrlhf("the gradient is the estimator's"),
+    "algo.kl.target": ours(Use("differs", "nats per token, for KL in the reward too"), within="(0, inf)"),
+    "algo.kl.unbiased_gradient": works(),
     "algo.kl.use_loss": Flag(
         Use("differs", "on by default; group losses have KL nowhere else"),
         Use("differs", "on by default for grpo and g2rpo_a; --algo.kl.no_use_loss: KL in the reward"),

@@ -32,7 +32,10 @@ class PolicyHandle(Protocol):
 
     def record_old(self, step: int, entropy: bool = False, keep_graph: bool = False) -> list[float] | None:
         """Keep the log-probs of the step's tokens under the current weights as those of π_old, for its later `apply`.
-        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above."""
+        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above.
+
+        Before the rollout's first `apply`. Without `entropy`, nothing is computed where `log_prob_sums` of the policy
+        has kept them already."""
 
     def log_ratios(self, step: int) -> list[list[float]]:
         """log π_θ − log π_old of each token of each of the N samples, before the `apply` of the step. For a step that

@@ -17,9 +17,12 @@ RUNS = {
     "guarded, EMA anchor": "--alpha_mode guarded --apo.confidence relative --apo.anchor ema --apo.anchor_beta 0.9",
     "ESS, lagged anchor, dynamic sampling": (
         "--alpha_mode ess --apo.anchor lagged --apo.anchor_interval 2 --algo.dynamic_filtering_enable "
-        "--actor.lr_scheduler cosine"
+        "--actor.lr_scheduler cosine --algo.kl.init_coef 0.1 --algo.kl.target 1e-3 --algo.kl.horizon 100"
     ),
-    "guidance, KL": "--loss g2rpo_a --guidance.enable --guidance.length 4",
+    "guidance, KL": (
+        "--loss g2rpo_a --guidance.enable --guidance.length 4 --algo.kl.target 1 --algo.kl.horizon 100 "
+        "--algo.kl.unbiased_gradient"
+    ),
     "bapo, epochs, average": (
         "--loss bapo --train.max_epochs 2 --actor.lr_scheduler linear --train.enable_ema --train.ema_beta 0.7"
     ),
