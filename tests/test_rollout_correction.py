@@ -255,6 +255,7 @@ def test_flags_of_a_run_on_the_rollouts_of_another_engine(flags, training_flags,
     )
     assert corrected[0]["grad_norm"] != plain[0]["grad_norm"]
     assert not any(key.startswith("is_") for key in plain[0])
+    assert ("is_filtered_fraction" in corrected[0]) == (loss != "gspo")
     if loss != "gspo":
         assert 0.2 < corrected[0]["is_filtered_fraction"] < 0.8
     assert ("is_weight_mean" in corrected[0]) == (loss == "grpo")

@@ -43,6 +43,11 @@ class Terms:
         """Whether log-probs under pi_old are part of the sum."""
         return self.loss is not None or self.correction is not None or self.unbiased_kl
 
+    @property
+    def gate(self) -> RolloutCorrection | None:
+        """The correction; None also for a loss that has pi_rollout for pi_old instead."""
+        return None if self.loss is not None and self.loss.ratio_of_answers else self.correction
+
     def take(self, indices: list[int], real: list[bool] | None = None) -> "Terms":
         """The terms of these samples, in this order. real: False marks a ghost, a repeated sample that must not count.
         All its numbers become 0; the column `real` says so, 1 or 0."""

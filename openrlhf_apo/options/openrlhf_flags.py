@@ -106,7 +106,7 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "only where given, beside unequal rewards; of scores where the reward has them"), _NO_FILTER
     ),
     "algo.kl.estimator": ours(Use("differs", "the default is k3 for KL in the loss")),
-    "algo.kl.horizon": works("more than a fifth of a rollout's samples", **COUNT),
+    "algo.kl.horizon": ours(Use("works", "more than a fifth of a rollout's samples"), **COUNT),
     "algo.kl.init_coef": ours(
         Use("differs", "the default is the loss's: 0.04 for grpo and g2rpo_a, else 0"), **NOT_NEGATIVE
     ),

@@ -23,9 +23,7 @@ def micro_batch_loss(
     log-probs 0 where mask is 0. The reference is needed for the columns `kl` and `kl_reward`, entropies for `entropy`.
     """
     loss, measured = log_probs.new_zeros(()), {}
-    correction, compared = terms.correction, old
-    if correction is not None and terms.loss is not None and terms.loss.ratio_of_answers:
-        correction, compared = None, rollout
+    correction = terms.gate
     if correction is not None:
         outside = correction.outside(old, rollout, mask)  # [B, T]
         measured["is_filtered"] = outside.to(mask)
@@ -45,6 +43,7 @@ def micro_batch_loss(
         if correction is not None:
             measured["is_weight_mean"] = correction.weights(old, rollout, outside)
             weights = weights * measured["is_weight_mean"]
+        compared = old if correction is terms.correction else rollout
         per_token, clipped = terms.loss.per_token(log_probs, compared, advantages, mask)
         if terms.token_weights is not None:
             weights = weights * _on_response_tokens(terms.token_weights, mask)

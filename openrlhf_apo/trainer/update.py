@@ -79,8 +79,8 @@ class Update:
             varied = step.rewards.max(-1).values > step.rewards.min(-1).values
             metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
             metrics |= self.objective.after_update(step, report) | means
-            if self.correction is not None:
-                metrics["is_filtered_fraction"] = self.correction.filtered_fraction(report.filtered_sums, step.lengths)
+            if terms.gate is not None:
+                metrics["is_filtered_fraction"] = terms.gate.filtered_fraction(report.filtered_sums, step.lengths)
             metrics |= {
                 "grad_norm": report.grad_norm,
                 "lr": report.lr,
