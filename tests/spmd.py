@@ -20,6 +20,7 @@ from openrlhf_apo.ranks import shared_prompts
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
+from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage
 from openrlhf_apo.ranks.learner import Learner
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
@@ -51,6 +52,7 @@ class SpmdPolicy(ShardedPolicy):
         super().__init__(dist.get_world_size(), limit)
         self.learner = learner
         self.gradients: list[torch.Tensor] = []
+        self.weights: list[torch.Tensor] = []  # after each step
 
     def call_ranks(self, method, arguments):
         mine = getattr(self.learner, method)(*arguments(dist.get_rank()))
@@ -61,6 +63,7 @@ class SpmdPolicy(ShardedPolicy):
     def apply(self, step, terms):
         report = super().apply(step, terms)
         self.gradients.append(full_state(self.learner.backend, "exp_avg"))
+        self.weights.append(full_state(self.learner.backend, None))
         return report
 
 
@@ -101,7 +104,7 @@ def embedded_backend(job: dict) -> TorchBackend:
     plan = OptimizerPlan(job["lr"], ADAM["betas"], ADAM["eps"], ADAM["weight_decay"], 0.0, "constant", 0.0, 0.0, 100)
     anchor, reference = job["anchor"] != "rollout", job["regularizer"] is not None
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    return TorchBackend(model, plan, 1.0, anchor=anchor, reference=reference)
+    return TorchBackend(model, plan, 1.0, anchor=anchor, reference=reference, ema=job.get("ema"))
 
 
 def deepspeed_backend(job: dict) -> DeepSpeedBackend:
@@ -127,7 +130,26 @@ def deepspeed_backend(job: dict) -> DeepSpeedBackend:
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
     if job["regularizer"]:
         reference = strategy.prepare(load(strategy.get_ds_eval_config()))
-    return DeepSpeedBackend(strategy, actor, scheduler, anchor, reference)
+    ema = WeightAverage(actor, zero_stage) if "ema" in job else None
+    return DeepSpeedBackend(strategy, actor, scheduler, anchor, reference, ema, job.get("ema"))
+
+
+def averages(backend: DeepSpeedBackend | TorchBackend) -> dict:
+    """The moving average of the policy; with DeepSpeed also the policy's weights while the average is in their place,
+    and whether they are bit by bit their own again."""
+    if isinstance(backend, TorchBackend):
+        return {"ema": torch.cat([w.flatten() for w in backend.models["ema"].parameters()])}
+
+    def flat(average: WeightAverage) -> torch.Tensor:
+        return torch.cat([weight.flatten() for weight in average.state_dict().values()])
+
+    def policys() -> torch.Tensor:
+        return flat(WeightAverage(backend.policy, backend.strategy.stage))
+
+    before = policys()
+    with backend.ema.in_place_of(backend.policy):
+        lent = policys()
+    return {"ema": flat(backend.ema), "lent": lent, "restored": torch.equal(policys(), before)}
 
 
 def run_case(job: dict) -> dict:
@@ -155,7 +177,8 @@ def run_case(job: dict) -> dict:
         samples = RolloutFiles(job["samples"]).read(rollout + 1)
         metrics.append(update.run(whole_groups(samples, job["group_size"]), rollout))
     weights = full_state(backend, None)
-    return {"gradients": policy.gradients, "weights": weights, "metrics": metrics}
+    result = {"gradients": policy.gradients, "weights": weights, "metrics": metrics}
+    return result | averages(backend) | {"trajectory": policy.weights} if "ema" in job else result
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ from openrlhf_apo.trainer.metrics import held_out, read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-RESUMABLE = "--ckpt.save_steps 1 --apo.anchor ema --apo.anchor_beta 0.9 --apo.confidence relative".split()
+RESUMABLE = (
+    "--ckpt.save_steps 1 --apo.anchor ema --apo.anchor_beta 0.9 --apo.confidence relative --train.enable_ema"
+).split()
 EVALUATION = ["--eval.steps", "3", "--eval.ends", "--eval.temperature", "0", "--eval.n_samples_per_prompt", "1"]
 # Waits while the metrics file that `gate` names has as many rows as it says.
 GATED_REWARD = """
@@ -118,8 +120,9 @@ def test_ended_after_every_rollout_by_every_fault_and_resumed_it_is_the_same_run
             )
     rows = succeed(flags, tmp_path, "--ckpt.load_enable")
     assert without_clock(rows) == without_clock(read_metrics(guarded / "metrics.jsonl"))
-    resumed, straight = (load_file(path / "model.safetensors") for path in (tmp_path, guarded))
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    for model in ("model.safetensors", "ema/model.safetensors"):
+        resumed, straight = (load_file(path / model) for path in (tmp_path, guarded))
+        assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,7 @@ def two_ranks(flags, tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
 
 
 GSPO = ["--loss", "gspo", "--adrpo.enable", "--actor.entropy_coef", "1e-3", "--actor.adam.eps", "1e-2"]
+GSPO += ["--train.enable_ema", "--train.ema_beta", "0.9"]
 
 
 def test_nothing_of_a_run_on_this_machine_listens_beyond_loopback(two_ranks):
@@ -159,6 +163,7 @@ def test_two_ranks_on_ray_train_the_weights_of_one_embedded(training_flags, two_
     saved = ["--apo.load_rollouts", str(path / "rollouts"), "--train.micro_batch_size", "32"]
     one = succeed([*training_flags, *GSPO], tmp_path, *saved, runtime="embedded")
     assert weight_error(tmp_path, path) <= 1e-5
+    assert weight_error(tmp_path / "ema", path / "ema") <= 1e-5 < weight_error(path / "ema", path)
     for a, b in zip(one, rows, strict=True):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4) and a["lr"] == b["lr"]
         assert a["adrpo_beta_mean"] == pytest.approx(b["adrpo_beta_mean"], rel=1e-4)

@@ -35,6 +35,7 @@ VALUES = {
     "algo.advantage.estimator": "rloo",
     "algo.dynamic_filtering_range": "0.1 0.9",
     "algo.kl.estimator": "k2",
+    "algo.kl.horizon": "20000",
     "actor.lr_scheduler": "linear",
     "ckpt.best_metric_key": "eval/pass4",
     "data.input_template": "Q: {}",
@@ -59,14 +60,16 @@ BESIDE = {
     "actor.muon.momentum": "--actor.optim muon",
     "algo.advantage.gamma": "--algo.advantage.estimator reinforce",
     "algo.advantage.is_correction_gating": "--algo.advantage.is_correction_level seq "
-    "--algo.advantage.is_correction_threshold 0.1",
-    "algo.advantage.is_correction_mode": "--algo.advantage.is_correction_level token",
-    "algo.advantage.is_correction_threshold": "--algo.advantage.is_correction_level token",
+    "--algo.advantage.is_correction_threshold 0.1 --runtime ray",
+    "algo.advantage.is_correction_level": "--runtime ray",
+    "algo.advantage.is_correction_mode": "--algo.advantage.is_correction_level token --runtime ray",
+    "algo.advantage.is_correction_threshold": "--algo.advantage.is_correction_level seq --runtime ray",
     "algo.advantage.no_std_norm": "--algo.advantage.estimator reinforce",
     "algo.dynamic_filtering_range": "--algo.dynamic_filtering_enable",
     "algo.kl.estimator": "--algo.kl.init_coef 0.1",
-    "algo.kl.horizon": "--algo.kl.target 6",
-    "algo.kl.unbiased_gradient": "--algo.kl.use_loss",
+    "algo.kl.horizon": "--algo.kl.target 6 --algo.kl.init_coef 0.1",
+    "algo.kl.target": "--algo.kl.init_coef 0.1",
+    "algo.kl.unbiased_gradient": "--algo.kl.use_loss --algo.kl.init_coef 0.1",
     "algo.kl.use_loss": "--algo.kl.init_coef 0.1",
     "ckpt.best_metric_key": EVALUATED,
     "ckpt.disable_ds": "--ckpt.save_steps 2",
@@ -200,6 +203,7 @@ def test_the_page_is_what_parser_and_tables_say():
 
 
 OPENRLHF_SEQ = "--loss openrlhf --algo.advantage.is_correction_level seq"
+CORRECTED = "--runtime ray --algo.advantage.is_correction_level seq"
 ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
 
 
@@ -237,12 +241,18 @@ ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
         ("--ref.num_nodes 1 --loss openrlhf --algo.kl.init_coef 0", "--ref.num_nodes has no effect without KL"),
         ("--algo.kl.use_loss --loss grpo --adrpo.enable", "--algo.kl.use_loss has no effect with --adrpo.enable"),
         ("--algo.kl.horizon 5 --loss openrlhf", "without --algo.kl.target"),
+        ("--algo.kl.horizon 5 --loss grpo", "without --algo.kl.target"),
+        ("--algo.kl.target 6 --loss apo", "--algo.kl.target has no effect without KL"),
+        ("--algo.kl.target 6 --adrpo.enable", "--algo.kl.target has no effect with --adrpo.enable"),
+        ("--loss grpo --algo.kl.no_use_loss --algo.kl.unbiased_gradient", "without --algo.kl.use_loss"),
         ("--algo.kl.unbiased_gradient --loss openrlhf", "without --algo.kl.use_loss"),
         ("--train.colocate_actor_ref --train.colocate_all --loss openrlhf", "with --train.colocate_all"),
         ("--loss grpo --actor.eps_clip 0.1 --actor.eps_clip_low_high 0.1 0.1", "with --actor.eps_clip_low_high"),
         ("--actor.loss_agg_mode token-mean --actor.policy_loss_type gspo --loss openrlhf", "gspo"),
         ("--algo.advantage.is_correction_mode clip --loss openrlhf", "without --algo.advantage.is_correction_level"),
         (f"{OPENRLHF_SEQ} --algo.advantage.is_correction_mode mask --actor.policy_loss_type gspo", "gspo"),
+        (f"{CORRECTED} --loss gspo --algo.advantage.is_correction_mode mask", "has no effect with gspo"),
+        (CORRECTED.replace("ray", "auto"), "has no effect with --runtime embedded"),
         ("--algo.advantage.gamma 0.9 --loss openrlhf", "than reinforce"),
         ("--algo.advantage.no_std_norm --loss openrlhf", "than reinforce and reinforce_baseline"),
         ("--apo.load_rollouts ROLLOUTS --vllm.num_engines 1", ROLLOUTS),
@@ -348,6 +358,11 @@ def test_refused_with_a_gpu(argv, message, packages):
         ("--alpha_mode ess --apo.gamma 0.1", "--apo.gamma 0.1 must be above 1/8"),
         (f"{OPENRLHF_SEQ} --algo.advantage.is_correction_mode clip", "_mode clip needs"),
         (f"{OPENRLHF_SEQ} --algo.advantage.is_correction_gating tv", "is bounded from above only"),
+        ("--algo.kl.init_coef 0.1 --algo.kl.target 6 --algo.kl.horizon 1000", "give more than 1638.4"),
+        (f"{CORRECTED} --loss grpo --algo.advantage.is_correction_gating tv", "is bounded from above only"),
+        (f"{CORRECTED} --loss grpo --algo.advantage.is_correction_mode clip", "_mode clip needs"),
+        (CORRECTED.replace("seq", "token"), "a function of log-ratios of whole answers"),
+        (f"{CORRECTED} --algo.advantage.is_correction_threshold 2 1", "give HIGH above 0, or LOW below HIGH"),
         ("--loss openrlhf --rollout.n_samples_per_prompt 1", "but for --algo.advantage.estimator reinforce and flash"),
         ("--reward.max_failures -1", "must not be negative"),
         ("--algo.dynamic_filtering_enable --algo.dynamic_filtering_range 1 0", "the second must be above the first"),

@@ -65,6 +65,7 @@ def _rank_plan(plan: RunPlan) -> RankPlan | None:
         anchor=plan.anchor_weights,
         reference=plan.regularizer.needs_reference,
         shared=plan.reference_anchor,
+        ema=plan.ema,
         kl_estimator=plan.regularizer.kl_estimator,
         entropy=plan.regularizer.entropy is not None,
     )

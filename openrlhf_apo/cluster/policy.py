@@ -1,5 +1,6 @@
 """The policy as a group of Ray actors: OpenRLHF's PolicyModelActor with a Learner inside."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -14,9 +15,12 @@ from torch.nn import Parameter
 
 from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
 from openrlhf_apo.cluster.calls import get_all
+from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
+from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage
 from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
@@ -25,10 +29,18 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
     """One rank. What `--loss openrlhf` needs is inherited; every other objective uses the learner."""
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
+        plan, self.anchor, self.ema = strategy.plan, None, None
+        if plan is not None:
+            strategy.args.train.enable_ema = False  # OpenRLHF's average is one more model, in the policy's dtype
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
-        plan, self.anchor = strategy.plan, None
         if plan is None:
             return
+        if plan.ema is not None:
+            self.ema = WeightAverage(self.actor, strategy.stage)
+            if self.checkpoint_states:
+                if "ema" not in self.checkpoint_states:
+                    raise RunError("the checkpoint has no ema weights: resume with the flags that wrote it")
+                self.ema.load_state_dict(self.checkpoint_states.pop("ema"))
         if plan.anchor:
             self.anchor = AnchorWeights(self._frozen_model(pretrain), strategy.stage)
             if "anchor" in self.checkpoint_states:
@@ -36,7 +48,9 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         reference = None
         if plan.reference:
             reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)
-        backend = DeepSpeedBackend(strategy, self.actor, self.actor_scheduler, self.anchor, reference)
+        backend = DeepSpeedBackend(
+            strategy, self.actor, self.actor_scheduler, self.anchor, reference, self.ema, plan.ema
+        )
         self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator, plan.entropy)
 
     def _frozen_model(self, pretrain) -> Actor:
@@ -61,7 +75,20 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
     def save_checkpoint(self, tag, client_states):
         if self.anchor is not None:  # inside DeepSpeed's own file, so that the two cannot be torn apart
             client_states = client_states | {"anchor": self.anchor.state_dict()}
+        if self.ema is not None:
+            client_states = client_states | {"ema": self.ema.state_dict()}
         super().save_checkpoint(tag, client_states)
+        if self.ema is not None and self.save_hf_ckpt:
+            self._save_ema(os.path.join(self.strategy.args.ckpt.path, f"{tag}_hf"))
+
+    def save_model(self):
+        super().save_model()
+        if self.ema is not None:
+            self._save_ema(self.strategy.args.ckpt.output_dir)
+
+    def _save_ema(self, beside: str) -> None:
+        with self.ema.in_place_of(self.actor):
+            self.strategy.save_model(self.actor, self.tokenizer, os.path.join(beside, EMA_FOLDER))
 
     def connect_engines(self, sender: type, *arguments) -> None:
         """sender: one of cluster.weight_sync's."""

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.backend import Weights
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.ranks.shared_prompts import can_share_prompts
 
 NO_DECAY = ("bias", "layer_norm.weight", "layernorm.weight", "norm.weight", "ln_f.weight")  # as in OpenRLHF
+MOVING = ("anchor", "ema")  # copies that a checkpoint holds
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class OptimizerPlan:
 
 
 class TorchBackend:
-    """The policy and its frozen copies (anchor, reference), whole and in one dtype. temperature: of the rollout."""
+    """The policy and its frozen copies (anchor, reference, ema), whole and in one dtype. temperature: of the rollout.
+    ema: the share of its old value that a moving average of the policy keeps at each step; None: there is none."""
 
     dp_size = 1
 
@@ -45,8 +48,9 @@ class TorchBackend:
         anchor: bool = False,
         reference: bool = False,
         shared: bool = False,
+        ema: float | None = None,
     ):
-        self.temperature, self.max_norm = temperature, plan.max_norm
+        self.temperature, self.max_norm, self.ema = temperature, plan.max_norm, ema
         self.models: dict[str, nn.Module] = {"policy": model}
         self.vocabulary = model.get_input_embeddings().num_embeddings
         self.blockwise, self.share_prompts = has_plain_head(model), can_share_prompts(model)
@@ -54,6 +58,8 @@ class TorchBackend:
             self.models["anchor"] = _frozen_copy(model)
         if reference:
             self.models["reference"] = self.models["anchor"] if shared else _frozen_copy(model)
+        if ema is not None:
+            self.models["ema"] = _frozen_copy(model)
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         undecayed = [weight for name, weight in named if any(part in name for part in NO_DECAY)]
         decayed = [weight for name, weight in named if not any(part in name for part in NO_DECAY)]
@@ -98,26 +104,32 @@ class TorchBackend:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
+        if self.ema is not None:
+            self._average("ema", self.ema)
         return norm, self.scheduler.get_last_lr()[0]
 
-    @torch.no_grad()
     def update_anchor(self, beta: float) -> None:
-        for mine, policys in zip(self.models["anchor"].parameters(), self.model.parameters(), strict=True):
+        self._average("anchor", beta)
+
+    @torch.no_grad()
+    def _average(self, name: str, beta: float) -> None:
+        for mine, policys in zip(self.models[name].parameters(), self.model.parameters(), strict=True):
             mine.lerp_(policys, 1.0 - beta)
 
     def state_dict(self) -> dict:
         state = {"policy": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scheduler"] = self.scheduler.state_dict()
-        if "anchor" in self.models:
-            state["anchor"] = self.models["anchor"].state_dict()
-        return state
+        return state | {name: self.models[name].state_dict() for name in MOVING if name in self.models}
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if "anchor" in self.models:
-            self.models["anchor"].load_state_dict(state["anchor"])
+        for name in MOVING:
+            if name in self.models:
+                if name not in state:
+                    raise RunError(f"the checkpoint has no {name} weights: resume with the flags that wrote it")
+                self.models[name].load_state_dict(state[name])
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -51,6 +51,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         anchor=plan.anchor_weights,
         reference=plan.regularizer.needs_reference,
         shared=plan.reference_anchor,
+        ema=plan.ema,
     )
     policy = EmbeddedPolicy(
         backend,

@@ -11,6 +11,7 @@ from openrlhf_apo.embedded.backend import TorchBackend
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.learner import Learner
 from openrlhf_apo.trainer.checkpoint_folder import EMBEDDED_FILE, Checkpoint
+from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
@@ -56,7 +57,12 @@ class EmbeddedPolicy(ShardedPolicy):
         return self._trainer_state
 
     def save_model(self) -> None:
-        os.makedirs(self.output, exist_ok=True)
+        self._save("policy", self.output)
+        if "ema" in self.backend.models:
+            self._save("ema", os.path.join(self.output, EMA_FOLDER))
+
+    def _save(self, weights: str, folder: str) -> None:
+        os.makedirs(folder, exist_ok=True)
         with without_deepspeed():
-            self.backend.model.save_pretrained(self.output)
-        self.tokenizer.save_pretrained(self.output)
+            self.backend.models[weights].save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

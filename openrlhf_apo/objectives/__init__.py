@@ -5,6 +5,7 @@ from . import apo, adpo_softmax, adpo_plackett_luce, adpo_pairwise  # noqa: F401
 from . import grpo, dr_grpo, dapo, gspo, cispo, gtpo, bapo, alpha_ppo, g2rpo_a  # noqa: F401
 from .adrpo import Adrpo
 from .apo import AlphaDivergenceLoss
+from .correction import RolloutCorrection
 from .clip import ClippedLoss, ClippedSurrogate, clipped_surrogate, ratio
 from .diagnostics import ess, normalized_entropy
 from .divergence import alpha_divergence
@@ -28,6 +29,7 @@ __all__ = [
     "GroupTargetBuilder",
     "Guidance",
     "Loss",
+    "RolloutCorrection",
     "Terms",
     "TokenLoss",
     "TokenStep",

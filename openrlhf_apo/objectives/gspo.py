@@ -23,6 +23,7 @@ class Gspo(ClippedSurrogate):
     eps_high: float = 4e-4
 
     aggregation = "sequence"
+    ratio_of_answers = True
 
     def per_token(
         self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor

@@ -11,6 +11,7 @@ Reference: Schulman, http://joschu.net/blog/kl-approx.html; the cap is OpenRLHF 
 from torch import Tensor
 
 LIMIT = 10.0
+LARGEST_WEIGHT = 10.0  # of an importance weight
 
 
 def approximate_kl(log_probs: Tensor, reference: Tensor, estimator: str) -> Tensor:
@@ -22,3 +23,11 @@ def approximate_kl(log_probs: Tensor, reference: Tensor, estimator: str) -> Tens
         log_ratio = log_ratio.clamp(min=-LIMIT)  # where k3 is beyond its cap anyway, and e^(-k1) may be infinite
         log_ratio = (-log_ratio).exp() - 1 + log_ratio
     return log_ratio.clamp(-LIMIT, LIMIT)
+
+
+def unbiased_kl(log_probs: Tensor, old: Tensor, reference: Tensor, estimator: str) -> Tensor:
+    """The value of `approximate_kl`, with the gradient of KL(pi || pi_ref) in expectation over tokens that pi_old
+    sampled: w k1 grad log pi, w = min(pi / pi_old, 10), the same for every estimator and without its cap."""
+    weight = (log_probs - old).exp().clamp(max=LARGEST_WEIGHT).detach()
+    surrogate = weight * (log_probs - reference).square() / 2  # whose gradient that is
+    return approximate_kl(log_probs, reference, estimator).detach() + surrogate - surrogate.detach()

@@ -55,6 +55,7 @@ class TokenLoss(Checked):
     """Base of the token objectives. A subclass sets `aggregation` and defines `per_token`; it may replace the rest."""
 
     aggregation: ClassVar[Aggregation]
+    ratio_of_answers: ClassVar[bool] = False  # whether `per_token` has one ratio per answer, as GSPO
 
     @classmethod
     def presets(cls, max_new_tokens: int | None) -> dict[str, object]:

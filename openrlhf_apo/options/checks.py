@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options import owners
+from openrlhf_apo.trainer.kl_controller import LARGEST_ERROR
 
 # OpenRLHF's estimators whose advantages need no group.
 SINGLE_SAMPLE_ESTIMATORS = ("reinforce", "flash_reinforce")
@@ -107,6 +108,12 @@ def _check_lengths(args: SimpleNamespace) -> None:
 def _check_loss(args: SimpleNamespace) -> None:
     if args.loss in GROUP_LOSSES and not args.algo.kl.use_loss and args.algo.kl.init_coef > 0:
         raise OptionError(f"--loss {args.loss} has KL in the loss only: leave --algo.kl.use_loss on")
+    samples, kl = args.rollout.batch_size * args.rollout.n_samples_per_prompt, args.algo.kl
+    if args.loss != OPENRLHF and kl.target is not None and LARGEST_ERROR * samples >= kl.horizon:
+        raise OptionError(
+            f"--algo.kl.horizon {kl.horizon}: a rollout of {samples} samples could take all of the coefficient: give "
+            f"more than {LARGEST_ERROR * samples:g}"
+        )
     if owners.uses(args.loss, "alpha") and args.alpha_mode == "ess":
         gamma, group = args.apo.gamma, args.rollout.n_samples_per_prompt
         if gamma * group <= 1:
@@ -117,14 +124,22 @@ def _check_loss(args: SimpleNamespace) -> None:
     if args.loss == OPENRLHF:
         if args.algo.advantage.estimator == "gae":
             raise OptionError("--algo.advantage.estimator gae needs a critic: use group_norm, rloo or another")
-        _check_is_correction(args.algo.advantage)
+    _check_is_correction(args.loss, args.algo.advantage)
 
 
-def _check_is_correction(advantage: SimpleNamespace) -> None:
-    """What OpenRLHF's PolicyLoss would refuse in the policy's actors."""
+def _check_is_correction(loss: str, advantage: SimpleNamespace) -> None:
+    """What OpenRLHF's PolicyLoss would refuse in the policy's actors, and what no answer could pass."""
     if advantage.is_correction_level == "off":
         return
     flag, ratio = "--algo.advantage.is_correction", advantage.is_correction_gating == "ratio"
+    if loss in GROUP_LOSSES and advantage.is_correction_level == "token":
+        raise OptionError(
+            f"{flag}_level token: --loss {loss} is a function of log-ratios of whole answers, in which a token has no "
+            f"weight of its own: use {flag}_level seq, or a token loss"
+        )
+    low, high = advantage.is_correction_threshold
+    if not 0 <= low < high:
+        raise OptionError(f"{flag}_threshold {low:g} {high:g}: give HIGH above 0, or LOW below HIGH")
     if advantage.is_correction_mode == "clip" and not (advantage.is_correction_level == "token" and ratio):
         raise OptionError(
             f"{flag}_mode clip needs {flag}_level token and {flag}_gating ratio: nothing else is a weight"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from openrlhf_apo.cpu import has_cuda
-from openrlhf_apo.objectives import OPENRLHF
+from openrlhf_apo.objectives import OPENRLHF, TOKEN_LOSSES
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.openrlhf_flags import SCHEDULERS_WITH_MIN_LR
 
@@ -47,6 +47,10 @@ def never_saved(v: Values) -> bool:
 
 def _no_kl(v: Values) -> bool:
     return v["algo.kl.init_coef"] == 0 and not v["adrpo.enable"]
+
+
+def _ratio_of_answers(v: Values) -> bool:
+    return v["loss"] in TOKEN_LOSSES and TOKEN_LOSSES[v["loss"]].implementation.ratio_of_answers
 
 
 def _no_tracker(v: Values) -> bool:
@@ -195,7 +199,7 @@ CONDITIONS = [
     ),
     # KL, clip, and OpenRLHF's own step.
     Condition(
-        "algo.kl.init_coef algo.kl.use_loss",
+        "algo.kl.init_coef algo.kl.use_loss algo.kl.target algo.kl.horizon",
         "with --adrpo.enable",
         lambda v: v["adrpo.enable"],
         "drop it; the coefficient is --adrpo.beta_0",
@@ -207,7 +211,11 @@ CONDITIONS = [
         "drop it, or set --algo.kl.init_coef",
     ),
     Condition("algo.kl.horizon", "without --algo.kl.target", lambda v: v["algo.kl.target"] is None),
-    Condition("algo.kl.unbiased_gradient", "without --algo.kl.use_loss", lambda v: not v["algo.kl.use_loss"]),
+    Condition(
+        "algo.kl.unbiased_gradient",
+        "without --algo.kl.use_loss",
+        lambda v: not v["algo.kl.use_loss"] and not v["adrpo.enable"],
+    ),
     Condition("train.colocate_actor_ref", "with --train.colocate_all", lambda v: v["train.colocate_all"]),
     Condition("actor.eps_clip", "with --actor.eps_clip_low_high", lambda v: "actor.eps_clip_low_high" in v.given),
     Condition(
@@ -222,8 +230,14 @@ CONDITIONS = [
     ),
     Condition(
         "algo.advantage.is_correction_mode algo.advantage.is_correction_gating algo.advantage.is_correction_threshold",
-        "with --actor.policy_loss_type gspo",
-        lambda v: v["actor.policy_loss_type"] == "gspo",
+        "with gspo, where the correction is the engine's log-probs in the place of the old policy's",
+        lambda v: v["actor.policy_loss_type"] == "gspo" or _ratio_of_answers(v),
+    ),
+    Condition(
+        "algo.advantage.is_correction_*",
+        "with --runtime embedded, whose engine samples from the very weights that are trained",
+        lambda v: v["runtime"] == "embedded" and not v["apo.load_rollouts"],
+        "drop it, or use --runtime ray",
     ),
     Condition(
         "algo.advantage.gamma",

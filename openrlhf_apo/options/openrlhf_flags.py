@@ -5,6 +5,7 @@ When a flag that works has no effect all the same, for want of another flag, is 
 
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options.uses import GPU, Flag, Use, broken, differs, gpu, nowhere, only_openrlhf, ours, works
+from openrlhf_apo.trainer.handles import EMA_FOLDER
 
 COUNT = {"within": "[1, inf)"}
 EVERY = {"within": "[1, inf)", "beside": -1}  # -1: never
@@ -23,8 +24,6 @@ _OWN_SURROGATE = "--loss says which it is"
 _OWN_ADVANTAGES = "advantages are the loss's own"
 _OWN_REFERENCE = "the reference is a second set of weights in the policy's actors"
 _MICRO_BATCHES = "log-probs are taken in the micro-batches of training"
-_NO_AVERAGE = "no average of the policy is kept; --apo.anchor ema is the anchor's"
-_FIXED_KL = "the KL coefficient is fixed; --adrpo.enable is one by advantage"
 _NO_FILTER = Use(
     "refused",
     "OpenRLHF filters in its own sampler, which this trainer does not use",
@@ -77,7 +76,22 @@ FLAGS: dict[str, Flag] = {
         _OWN_ADVANTAGES, Use("differs", "the default is group_norm; gae is refused, as there is no critic")
     ),
     "algo.advantage.gamma": only_openrlhf(_OWN_ADVANTAGES, **SHARE),
-    "algo.advantage.is_correction_*": only_openrlhf("rollout_mismatch is measured, and not corrected"),
+    "algo.advantage.is_correction_gating": works(),
+    "algo.advantage.is_correction_level": Flag(
+        Use("differs", "seq: an answer outside has no gradient, the others no weight; q and p are those of the group"),
+        Use("works", "of gspo, whose ratio is one of answers, the engine's log-probs take the place of π_old's"),
+        Use("works"),
+    ),
+    "algo.advantage.is_correction_mode": Flag(
+        Use(
+            "refused",
+            "answers are masked: what could be clipped is a weight per token",
+            "has no effect with --loss {loss}: drop it",
+        ),
+        Use("works"),
+        Use("works"),
+    ),
+    "algo.advantage.is_correction_threshold": works("HIGH, or LOW HIGH"),
     "algo.advantage.lambd": nowhere("only --algo.advantage.estimator gae reads it, which needs a critic"),
     "algo.advantage.no_std_norm": only_openrlhf(_OWN_ADVANTAGES),
     "algo.dynamic_filtering_enable": ours(
@@ -92,12 +106,12 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "only where given, beside unequal rewards; of scores where the reward has them"), _NO_FILTER
     ),
     "algo.kl.estimator": ours(Use("differs", "the default is k3 for KL in the loss")),
-    "algo.kl.horizon": only_openrlhf(_FIXED_KL, **COUNT),
+    "algo.kl.horizon": ours(Use("works", "more than a fifth of a rollout's samples"), **COUNT),
     "algo.kl.init_coef": ours(
         Use("differs", "the default is the loss's: 0.04 for grpo and g2rpo_a, else 0"), **NOT_NEGATIVE
     ),
-    "algo.kl.target": only_openrlhf(_FIXED_KL, within="(0, inf)"),
-    "algo.kl.unbiased_gradient": only_openrlhf("the gradient is the estimator's"),
+    "algo.kl.target": ours(Use("differs", "nats per token, for KL in the reward too"), within="(0, inf)"),
+    "algo.kl.unbiased_gradient": works(),
     "algo.kl.use_loss": Flag(
         Use("differs", "on by default; group losses have KL nowhere else"),
         Use("differs", "on by default for grpo and g2rpo_a; --algo.kl.no_use_loss: KL in the reward"),
@@ -220,8 +234,11 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "on by default where no --train.micro_batch_size is given; packing is --ds.packing_samples"),
         GPU,
     ),
-    "train.ema_beta": only_openrlhf(_NO_AVERAGE, GPU, **SHARE),
-    "train.enable_ema": only_openrlhf(_NO_AVERAGE, GPU),
+    "train.ema_beta": ours(Use("works"), GPU, **SHARE),
+    "train.enable_ema": ours(
+        Use("differs", f"in float32, saved beside the policy, in the folder {EMA_FOLDER} of --ckpt.output_dir"),
+        Use("gpu", "saved in place of the policy"),
+    ),
     "train.full_determinism_enable": works(),
     "train.max_epochs": works(**COUNT),
     "train.max_tokens_per_gpu": ours(

@@ -11,6 +11,7 @@ from openrlhf_apo.objectives import (
     TOKEN_LOSSES,
     AlphaDivergenceLoss,
     GroupTargetBuilder,
+    RolloutCorrection,
 )
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.manifest import manifest
@@ -20,6 +21,7 @@ from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupPlan, GroupSettings
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.health import Health
+from openrlhf_apo.trainer.kl_controller import AdaptiveKl
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.plan import DataPlan, EvaluationPlan, OutputPlan, RewardPlan, RunPlan, Schedule
@@ -51,6 +53,8 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
             adrpo=build(owners.ADRPO, args) if args.adrpo.enable else None,
             entropy=args.actor.entropy_coef,
             kl_estimator=args.algo.kl.estimator,
+            controller=_kl_controller(args),
+            unbiased_gradient=args.algo.kl.unbiased_gradient,
         ),
         length_penalty=LengthPenalty(
             args.rollout.max_new_tokens or 0,
@@ -102,6 +106,8 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         ),
         health=Health(args.apo.max_mismatch, args.apo.max_equal_rollouts),
         manifest=manifest(args),
+        correction=_correction(args),
+        ema=args.train.ema_beta if args.train.enable_ema and args.loss != OPENRLHF else None,
         guidance=build(owners.GUIDANCE, args) if args.guidance.enable else None,
         group_filter=group_filter,
         max_generations=args.apo.max_generations,
@@ -133,6 +139,21 @@ def _objective(args: SimpleNamespace) -> GroupPlan | TokenPlan | None:
         divergence=build(owner_of(AlphaDivergenceLoss), args),
         settings=build(owner_of(GroupSettings), args),
         anchor=build(owner_of(AnchorSettings), args),
+    )
+
+
+def _kl_controller(args: SimpleNamespace) -> AdaptiveKl | None:
+    kl = args.algo.kl
+    return None if args.loss == OPENRLHF or kl.target is None else AdaptiveKl(kl.init_coef, kl.target, kl.horizon)
+
+
+def _correction(args: SimpleNamespace) -> RolloutCorrection | None:
+    advantage = args.algo.advantage
+    if args.loss == OPENRLHF or advantage.is_correction_level == "off":
+        return None
+    low, high = advantage.is_correction_threshold
+    return RolloutCorrection(
+        advantage.is_correction_level, advantage.is_correction_mode, advantage.is_correction_gating, low, high
     )
 
 

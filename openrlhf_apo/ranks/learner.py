@@ -27,6 +27,7 @@ class Learner:
         self.steps: list[list[MicroBatch]] = []
         self.old: dict[tuple[int, int], Tensor] = {}  # (step, micro-batch) -> log π_old [B, T-1]
         self.reference_log_probs: dict[tuple[int, int], Tensor] = {}
+        self.updated = False  # whether the policy has left pi_old
         self.graph: tuple[int, tuple[Tensor, Tensor | None]] | None = None  # step -> forward of its first micro-batch
 
     def load_steps(self, steps: list[list[list[Sample]]]) -> None:
@@ -38,12 +39,14 @@ class Learner:
                 f"a sample has token {largest}, the policy only {self.backend.vocabulary} tokens: it was made with "
                 "another tokenizer"
             )
-        self.old, self.reference_log_probs, self.graph = {}, {}, None
+        self.old, self.reference_log_probs, self.graph, self.updated = {}, {}, None, False
 
     def log_prob_sums(self, step: int, weights: Weights, keep_graph: bool) -> list[float]:
         """Σ_t log π of this rank's samples of the step, in the order they were loaded, nats."""
         sums: list[float] = []
-        for log_probs, _ in self._forward(step, weights, keep_graph=keep_graph):
+        for k, (log_probs, _) in enumerate(self._forward(step, weights, keep_graph=keep_graph)):
+            if weights == "policy" and not self.updated:
+                self.old[step, k] = log_probs
             sums += log_probs.double().sum(-1).tolist()
         if not all(map(math.isfinite, sums)):
             raise RunError(f"log-probs of the {weights} are not finite: its weights hold NaN or Inf; {GO_BACK}")
@@ -52,6 +55,8 @@ class Learner:
     def record_old(self, step: int, entropy: bool, keep_graph: bool) -> list[float]:
         """Keep log π_old; with `entropy`, the mean token entropy of each sample."""
         means: list[float] = []
+        if (step, 0) in self.old and not entropy:
+            return means
         for k, (log_probs, entropies) in enumerate(self._forward(step, "policy", entropy, keep_graph)):
             self.old[step, k] = log_probs
             if entropies is not None:
@@ -93,6 +98,7 @@ class Learner:
         this rank's samples, in the order they were loaded."""
         log_prob_sums: list[float] = []
         log_ratio_sums: list[float] = []
+        filtered_sums: list[float] = []
         token_sums: dict[str, float] = defaultdict(float)
         total_loss, num_tokens = 0.0, 0.0
         for k, batch in enumerate(self.steps[step]):
@@ -104,9 +110,11 @@ class Learner:
             else:
                 log_probs, entropies = self.backend.forward("policy", batch, train=True, entropy=self.entropy)
             detached = log_probs.detach()
-            old = self.old.setdefault((step, k), detached) if terms.loss is not None else detached
-            mask = batch.action_mask.to(log_probs)
-            loss, tokens = micro_batch_loss(share, log_probs, mask, old, reference, entropies, self.kl_estimator)
+            old = self.old.setdefault((step, k), detached) if terms.needs_old else detached
+            rollout, mask = batch.rollout_log_probs.to(detached), batch.action_mask.to(log_probs)
+            loss, tokens = micro_batch_loss(
+                share, log_probs, mask, old, rollout, reference, entropies, self.kl_estimator
+            )
             if not math.isfinite(loss.item()):
                 raise RunError(f"the loss of a micro-batch is {loss.item()}; {GO_BACK}")
             # The backend averages over the data-parallel ranks; the objective is a sum over them.
@@ -114,15 +122,20 @@ class Learner:
             total_loss += loss.item()
             log_prob_sums += detached.double().sum(-1).tolist()
             log_ratio_sums += (detached - old).double().sum(-1).tolist()
-            tokens["mismatch"] = (detached - batch.rollout_log_probs.to(detached)).abs()
+            filtered_sums += (tokens.pop("is_filtered", torch.zeros_like(mask)) * mask).sum(-1).tolist()
+            tokens["mismatch"] = (detached - rollout).abs()
             counted = mask * share.column("real", mask)
             num_tokens += counted.sum().item()
             for name, values in tokens.items():
                 token_sums[name] += (values * counted).sum().item()
         grad_norm, lr = self.backend.step()
+        self.updated = True
         if not math.isfinite(grad_norm):
             raise RunError(f"the norm of the gradient is {grad_norm}; {GO_BACK}")
-        return Report(log_prob_sums, log_ratio_sums, grad_norm, lr, total_loss, dict(token_sums), num_tokens)
+        return Report(
+            *(log_prob_sums, log_ratio_sums, grad_norm, lr, total_loss, dict(token_sums), num_tokens),
+            filtered_sums=filtered_sums,
+        )
 
     def update_anchor(self, beta: float) -> None:
         self.backend.update_anchor(beta)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_apo.objectives import Terms
-from openrlhf_apo.objectives.kl import approximate_kl
+from openrlhf_apo.objectives.kl import approximate_kl, unbiased_kl
 
 
 def micro_batch_loss(
@@ -12,18 +12,26 @@ def micro_batch_loss(
     log_probs: Tensor,
     mask: Tensor,
     old: Tensor,
+    rollout: Tensor,
     reference: Tensor | None,
     entropies: Tensor | None,
     kl_estimator: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What B samples add to the sum of `terms`, and what was measured per token.
 
-    log_probs, mask, log-probs under the old and the reference policy, entropies: [B, T], nats, log-probs 0 where mask
-    is 0. The reference is needed for the columns `kl` and `kl_reward`, entropies for `entropy`.
+    log_probs, mask, log-probs under the old policy, the engine's and the reference policy, entropies: [B, T], nats,
+    log-probs 0 where mask is 0. The reference is needed for the columns `kl` and `kl_reward`, entropies for `entropy`.
     """
     loss, measured = log_probs.new_zeros(()), {}
+    correction = terms.gate
+    if correction is not None:
+        outside = correction.outside(old, rollout, mask)  # [B, T]
+        measured["is_filtered"] = outside.to(mask)
     if "log_prob" in terms.columns:
-        loss = loss + (terms.column("log_prob", log_probs) * log_probs).sum()
+        coefficients = terms.column("log_prob", log_probs)  # [B, 1]
+        if correction is not None:
+            coefficients = coefficients * ~outside[:, :1]  # one gate for an answer
+        loss = loss + (coefficients * log_probs).sum()
     if terms.loss is not None:
         advantages = terms.column("advantage", log_probs)  # [B, 1]
         if "kl_reward" in terms.columns:
@@ -31,14 +39,21 @@ def micro_batch_loss(
             to_come = (kl * mask).flip(-1).cumsum(-1).flip(-1)
             advantages = advantages - terms.column("kl_reward", log_probs) * to_come  # [B, T]
             measured["kl"] = kl
-        per_token, clipped = terms.loss.per_token(log_probs, old, advantages, mask)
         weights = terms.column("weight", log_probs) * mask
+        if correction is not None:
+            measured["is_weight_mean"] = correction.weights(old, rollout, outside)
+            weights = weights * measured["is_weight_mean"]
+        compared = old if correction is terms.correction else rollout
+        per_token, clipped = terms.loss.per_token(log_probs, compared, advantages, mask)
         if terms.token_weights is not None:
             weights = weights * _on_response_tokens(terms.token_weights, mask)
         loss = loss + (weights * per_token).sum()
         measured |= {"clipped_fraction": clipped.to(mask), "ppo_kl": old - log_probs.detach()}
     if "kl" in terms.columns:
-        kl = approximate_kl(log_probs, reference, kl_estimator)
+        if terms.unbiased_kl:
+            kl = unbiased_kl(log_probs, old, reference, kl_estimator)
+        else:
+            kl = approximate_kl(log_probs, reference, kl_estimator)
         loss = loss + (terms.column("kl", log_probs) * mask * kl).sum()
         measured["kl"] = kl.detach()
     if "entropy" in terms.columns:

@@ -94,6 +94,7 @@ def assemble(
             epochs=plan.schedule.epochs,
             regularizer=plan.regularizer,
             length_penalty=plan.length_penalty,
+            correction=plan.correction,
         ).run
     if inputs.saved is not None:
         rollouts: Rollouts = FileRollouts(inputs.saved)
@@ -125,6 +126,7 @@ def assemble(
         "scorer": inputs.scorer,
         "prompts": inputs.prompts,
         "objective": objective,
+        "kl": plan.regularizer.controller,
         "guidance": plan.guidance,
         "health": plan.health,
     }
@@ -149,6 +151,7 @@ def assemble(
         console=console,
         stop=stop or StopSignals(),
         track_every=output.track_every,
+        averages=plan.ema is not None,
         check_every_sync=plan.check_every_sync,
         state=state,
         done=done,

@@ -12,6 +12,8 @@ from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.samples import Prompt, Sample
 from openrlhf_apo.trainer.step import Report
 
+EMA_FOLDER = "ema"  # in --ckpt.output_dir: the moving average of the policy, as a model
+
 
 class PolicyHandle(Protocol):
     """The trained model, sharded however it likes. A step is a list of samples, numbered within its rollout."""
@@ -30,7 +32,10 @@ class PolicyHandle(Protocol):
 
     def record_old(self, step: int, entropy: bool = False, keep_graph: bool = False) -> list[float] | None:
         """Keep the log-probs of the step's tokens under the current weights as those of π_old, for its later `apply`.
-        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above."""
+        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above.
+
+        Before the rollout's first `apply`. Without `entropy`, nothing is computed where `log_prob_sums` of the policy
+        has kept them already."""
 
     def log_ratios(self, step: int) -> list[list[float]]:
         """log π_θ − log π_old of each token of each of the N samples, before the `apply` of the step. For a step that
@@ -51,7 +56,8 @@ class PolicyHandle(Protocol):
         """The trainer's state of the checkpoint loaded at start-up; empty when none was."""
 
     def save_model(self) -> None:
-        """Write a Hugging Face folder (weights, config, tokenizer) to --ckpt.output_dir."""
+        """Write a Hugging Face folder (weights, config, tokenizer) to --ckpt.output_dir; and, where an average of the
+        policy is kept, another into its EMA_FOLDER."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ class Health:
         equal = row.get("zero_variance_fraction") == 1.0
         still = not equal and not any(row.get("inner/grad_norm", [1.0]))
         self._count("equal", equal)
+        masked = min(row.get("inner/is_filtered_fraction", [0.0])) == 1.0
+        if self._count("masked", masked) >= IN_A_ROW:
+            raise RunError(
+                f"rollout {rollout}: for {IN_A_ROW} rollouts no sample was inside of --algo.advantage."
+                "is_correction_threshold, and nothing was learned: widen it, or find what sets engine and policy "
+                "apart (rollout_mismatch)"
+            )
         if self._count("still", still) >= IN_A_ROW:
             raise RunError(
                 f"rollout {rollout}: the gradient was exactly 0 for {IN_A_ROW} rollouts although rewards differ: the "

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.evaluation import Evaluation
-from openrlhf_apo.trainer.handles import EngineHandle, PolicyHandle
+from openrlhf_apo.trainer.handles import EMA_FOLDER, EngineHandle, PolicyHandle
 from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
 from openrlhf_apo.trainer.rollouts import Rollouts
@@ -50,6 +50,7 @@ class Trainer:
     write_card: Callable[[list[dict]], None]  # of the model, from the rows of metrics.jsonl
     trackers: list = field(default_factory=list)  # OpenRLHF's loggers
     track_every: int = 1  # rollouts
+    averages: bool = False  # a moving average of the policy is saved beside it
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
     state: dict[str, Stateful] = field(default_factory=dict)  # saved beside the weights
     console: TextIO = sys.stderr  # of the progress bar
@@ -151,6 +152,8 @@ class Trainer:
     def _say_how_it_ended(self) -> None:
         directory, newest = self.metrics.path.parent, self.checkpoints.newest
         model = f"the trained model is in {directory}" if self.saved else "the trained model is not saved"
+        if self.saved and self.averages:
+            model += f", its moving average in {directory / EMA_FOLDER}"
         if newest and not self.saved:
             model += f"; the newest checkpoint is that after rollout {newest}"
         for line in closing_lines(self._rows(), self.done, len(self.rollouts), directory, model):

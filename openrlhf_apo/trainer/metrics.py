@@ -14,7 +14,9 @@ and
   of dynamic sampling, `guidance_tokens` of guidance
 - objectives: `loss`; `clipped_fraction` of tokens and `ppo_kl` [nats] of token objectives; `kl` to the reference and
   `entropy` per token [nats] where they are measured; `adrpo_beta_mean`, `adrpo_beta_max`; `clip_low`, `clip_high` and
-  `positive_share` of bapo; `conflict_fraction` of gtpo
+  `positive_share` of bapo; `conflict_fraction` of gtpo; of a correction for the engine `is_filtered_fraction` (of
+  tokens, or of answers) and `is_weight_mean` (per token, of token objectives)
+- `kl_coef`, the coefficient that `--algo.kl.target` sets
 - recovery: `restarts` of the whole run, `engine_restarts`
 - machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]

@@ -7,6 +7,7 @@ from pathlib import Path
 from openrlhf_apo.settings import settings_of
 from openrlhf_apo.trainer.files import write_whole
 from openrlhf_apo.trainer.group_objective import GroupPlan
+from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.hidden import hide_in_addresses
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.run_record import versions
@@ -37,6 +38,7 @@ def _card(plan: RunPlan, rows: list[dict]) -> str:
         "reward": _reward(plan),
         "loss": f"`{plan.loss}`, {given or 'all its settings are the defaults'}",
         "α": _alpha(plan, rows),
+        "moving average": f"`{EMA_FOLDER}/`, of every step's weights, β {plan.ema}" if plan.ema is not None else "",
         "rollouts": f"{rows[-1]['step'] if rows else 0} of {sizes}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }

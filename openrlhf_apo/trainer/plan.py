@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from openrlhf_apo.objectives import Guidance
+from openrlhf_apo.objectives import Guidance, RolloutCorrection
 from openrlhf_apo.trainer.group_objective import GroupPlan
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.health import Health
@@ -92,6 +92,8 @@ class RunPlan:
     micro_batches: MicroBatchLimit
     health: Health
     manifest: dict  # {flag: value} of what decides the optimizer steps, but the data
+    correction: RolloutCorrection | None = None  # of the gap between engine and policy
+    ema: float | None = None  # share that the average of the policy keeps of itself at each step; None: no average
     guidance: Guidance | None = None
     group_filter: GroupFilter | None = None
     max_generations: int = 1

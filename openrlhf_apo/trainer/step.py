@@ -1,6 +1,6 @@
 """One optimizer step: what the driver knows of it, and what the ranks report of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Report:
     loss: float
     token_sums: dict[str, float]  # over response tokens: mismatch, and what was measured: kl, entropy, ...
     num_tokens: float
+    filtered_sums: list[float] = field(default_factory=list)  # [N], tokens outside of a correction's gate
 
     @property
     def token_means(self) -> dict[str, float]:
@@ -52,6 +53,7 @@ class Report:
             loss=sum(report.loss for report in reports),
             token_sums={name: sum(r.token_sums[name] for r in reports) for name in reports[0].token_sums},
             num_tokens=sum(report.num_tokens for report in reports),
+            filtered_sums=layout.merge([report.filtered_sums for report in reports], num_samples),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from openrlhf_apo.objectives import Terms
+from openrlhf_apo.objectives import RolloutCorrection, Terms
 from openrlhf_apo.trainer.handles import PolicyHandle
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.regularizer import Regularizer
@@ -43,11 +43,13 @@ class Update:
         epochs: int,
         regularizer: Regularizer | None = None,
         length_penalty: LengthPenalty | None = None,
+        correction: RolloutCorrection | None = None,
     ):
         self.policy, self.objective = policy, objective
         self.groups_per_step, self.epochs = groups_per_step, epochs
         self.regularizer = regularizer or Regularizer()
         self.length_penalty = length_penalty or LengthPenalty()
+        self.correction = correction
 
     def run(self, groups: list[list[Sample]], rollout: int) -> dict:
         """Train on the rollout's whole groups. Returns the metrics of the last optimizer step, and every step's as
@@ -55,8 +57,12 @@ class Update:
         steps = split_into_steps(groups, self.groups_per_step)
         self.policy.load_steps([[sample for group in step for sample in group] for step in steps])
         self.objective.begin_rollout(rollout, len(steps))
+        if self.correction is not None or self.regularizer.unbiased_gradient:
+            for index in range(1, len(steps)):  # of the first step π_old is the policy itself
+                self.policy.record_old(index)
         inner: dict[str, list] = defaultdict(list)
         mismatch, advantages = 0.0, None
+        kl_sum = num_tokens = 0.0
         for update in range(self.epochs * len(steps)):
             index = update % len(steps)
             step = self._step(steps[index], index, update, rollout)
@@ -64,13 +70,17 @@ class Update:
             if update == 0:
                 advantages = terms.columns.get("advantage")
             self.regularizer.add(terms, step)
+            terms.correction = self.correction
             report = self.policy.apply(index, terms)
             means = report.token_means
+            kl_sum, num_tokens = kl_sum + report.token_sums.get("kl", 0.0), num_tokens + report.num_tokens
             step_mismatch = means.pop("mismatch")
             mismatch = step_mismatch if update == 0 else mismatch  # later updates have left the weights that sampled
             varied = step.rewards.max(-1).values > step.rewards.min(-1).values
             metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
             metrics |= self.objective.after_update(step, report) | means
+            if terms.gate is not None:
+                metrics["is_filtered_fraction"] = terms.gate.filtered_fraction(report.filtered_sums, step.lengths)
             metrics |= {
                 "grad_norm": report.grad_norm,
                 "lr": report.lr,
@@ -78,6 +88,8 @@ class Update:
             }
             for key, value in metrics.items():
                 inner[key].append(value)
+        if self.regularizer.controller is not None:
+            self.regularizer.controller.update(kl_sum / num_tokens, sum(map(len, groups)))
         result = {key: values[-1] for key, values in inner.items()}
         result |= {f"inner/{key}": values for key, values in inner.items()}
         result["rollout_mismatch"] = mismatch

@@ -17,10 +17,15 @@ RUNS = {
     "guarded, EMA anchor": "--alpha_mode guarded --apo.confidence relative --apo.anchor ema --apo.anchor_beta 0.9",
     "ESS, lagged anchor, dynamic sampling": (
         "--alpha_mode ess --apo.anchor lagged --apo.anchor_interval 2 --algo.dynamic_filtering_enable "
-        "--actor.lr_scheduler cosine"
+        "--actor.lr_scheduler cosine --algo.kl.init_coef 0.1 --algo.kl.target 1e-3 --algo.kl.horizon 100"
     ),
-    "guidance, KL": "--loss g2rpo_a --guidance.enable --guidance.length 4",
-    "bapo, epochs": "--loss bapo --train.max_epochs 2 --actor.lr_scheduler linear",
+    "guidance, KL": (
+        "--loss g2rpo_a --guidance.enable --guidance.length 4 --algo.kl.target 1 --algo.kl.horizon 100 "
+        "--algo.kl.unbiased_gradient"
+    ),
+    "bapo, epochs, average": (
+        "--loss bapo --train.max_epochs 2 --actor.lr_scheduler linear --train.enable_ema --train.ema_beta 0.7"
+    ),
     "adrpo, entropy": "--loss grpo --adrpo.enable --actor.entropy_coef 0.01",
 }
 
@@ -40,8 +45,9 @@ def test_resumed_after_every_rollout_it_is_the_same_run(flags, sums, tmp_path, r
         drop_after(resumed, stopped)
         assert outcome(flags, resumed, *more, "--ckpt.load_enable") == (0, "")
         assert without_clock(read_metrics(resumed / "metrics.jsonl")) == rows, stopped
-        a, b = (load_file(out / "model.safetensors") for out in (straight, resumed))
-        assert all(torch.equal(a[name], b[name]) for name in a), stopped
+        for saved_model in straight.rglob("model.safetensors"):  # the policy's, and its average's
+            a, b = load_file(saved_model), load_file(resumed / saved_model.relative_to(straight))
+            assert all(torch.equal(a[name], b[name]) for name in a), stopped
         shutil.rmtree(resumed)
 
 

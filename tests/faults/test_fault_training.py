@@ -92,6 +92,14 @@ def test_an_engine_whose_weights_are_not_the_policys_stops_the_run():
     Health(max_mismatch=2.0).check(healthy(1, rollout_mismatch=1.5))
 
 
+def test_a_correction_that_keeps_no_sample_stops_the_run():
+    health = Health()
+    for step, shares in enumerate(([1.0, 1.0], [1.0, 1.0], [1.0, 0.9], [1.0, 1.0], [1.0, 1.0]), start=1):
+        health.check(healthy(step, **{"inner/is_filtered_fraction": shares}))
+    with pytest.raises(RunError, match="no sample was inside of --algo.advantage.is_correction_threshold"):
+        health.check(healthy(6, **{"inner/is_filtered_fraction": [1.0], "inner/grad_norm": [0.0]}))
+
+
 def test_a_resumed_run_counts_on():
     health = Health(max_equal_rollouts=2)
     health.check(healthy(1, zero_variance_fraction=1.0))

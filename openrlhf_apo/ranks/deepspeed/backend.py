@@ -11,13 +11,15 @@ from torch.nn.utils import clip_grad_norm_
 from openrlhf_apo.ranks.backend import Weights
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy
+from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.ranks.shared_prompts import can_share_prompts
 
 
 class DeepSpeedBackend:
-    """scheduler: of the policy's learning rate. anchor, reference: where the run has them."""
+    """scheduler: of the policy's learning rate. anchor, reference, ema: where the run has them; ema_beta: the share of
+    its old value that ema keeps at each step."""
 
     def __init__(
         self,
@@ -26,8 +28,11 @@ class DeepSpeedBackend:
         scheduler,
         anchor: AnchorWeights | None = None,
         reference: Actor | None = None,
+        ema: WeightAverage | None = None,
+        ema_beta: float | None = None,
     ):
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
+        self.ema, self.ema_beta = ema, ema_beta
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
         policy.eval()
         self.vocabulary = policy.model.module.get_input_embeddings().num_embeddings
@@ -76,6 +81,8 @@ class DeepSpeedBackend:
         skipped = self.strategy.param_dtype == "fp16" and not self.policy.model.was_step_applied()
         if not self.strategy.clips_before_the_optimizer and not skipped:
             self.grad_norm = self.strategy.get_grad_norm(self.policy)
+        if self.ema is not None:
+            self.ema.update(self.policy, self.ema_beta)
         return self.grad_norm, self.scheduler.get_last_lr()[0]
 
     def _clip(self, *_) -> None:

@@ -11,11 +11,13 @@ from openrlhf_apo.ranks.deepspeed.plain_checkpoints import PlainCheckpoints
 @dataclass(frozen=True)
 class RankPlan:
     """What a rank keeps beside the policy. anchor, reference: second sets of weights; shared: they are one and the
-    same."""
+    same. ema: the share of its old value that a moving average of the policy keeps at each step; None: there is
+    none."""
 
     anchor: bool = False
     reference: bool = False
     shared: bool = False
+    ema: float | None = None
     kl_estimator: str = "k3"
     entropy: bool = False  # of each token, in every training forward
 
