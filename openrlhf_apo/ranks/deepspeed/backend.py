@@ -1,6 +1,7 @@
 """Backend over OpenRLHF's Actors in DeepSpeed engines."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -12,12 +13,14 @@ from openrlhf_apo.ranks.backend import Weights
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
+from openrlhf_apo.ranks.lora import Adapter
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.ranks.shared_prompts import can_share_prompts
 
 
 class DeepSpeedBackend:
-    """scheduler: of the policy's learning rate. anchor, reference: where the run has them."""
+    """scheduler: of the policy's learning rate. anchor, reference: where the run has them. adapter: of a policy with
+    LoRA, which is its own reference and anchor."""
 
     def __init__(
         self,
@@ -26,8 +29,10 @@ class DeepSpeedBackend:
         scheduler,
         anchor: AnchorWeights | None = None,
         reference: Actor | None = None,
+        adapter: Adapter | None = None,
     ):
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
+        self.adapter = adapter
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
         policy.eval()
         self.vocabulary = policy.model.module.get_input_embeddings().num_embeddings
@@ -45,6 +50,10 @@ class DeepSpeedBackend:
         model = self.models[weights]
         model.train(train)
         batch = batch.to(torch.cuda.current_device())
+        with self.adapter.playing(weights, self.anchor and self.anchor.average) if self.adapter else nullcontext():
+            return self._forward(model, batch, entropy)
+
+    def _forward(self, model: Actor, batch: MicroBatch, entropy: bool) -> tuple[Tensor, Tensor | None]:
         if self.strategy.ring_attn_group is None:
             return response_log_probs(
                 model.model,
