@@ -167,7 +167,7 @@ def test_a_graph_that_is_kept_meanwhile_does_not_notice():
 def test_an_error_inside_leaves_the_policy_as_it_was():
     policy = with_adapter(tiny_qwen3(40))
     before = values(policy)
-    with pytest.raises(RuntimeError), Adapter(policy).playing("reference", None):
+    with pytest.raises(RuntimeError), Adapter(policy).acting_as("reference", None):
         assert not same(values(policy), before)
         raise RuntimeError
     assert same(values(policy), before)
@@ -404,6 +404,12 @@ for stage in (0, 1, 2, 3):
     assert torch.equal(log_probs(backend), trained)
     backend.update_anchor(0.0)
     assert torch.equal(log_probs(backend, "anchor"), trained)
+    whole, average = backend.anchor.state_dict(), backend.anchor.average
+    assert set(whole) == set(backend.adapter.parameters)
+    backend.anchor = AdapterAnchor(actor.actor, stage)
+    assert torch.equal(log_probs(backend, "anchor"), base)
+    backend.anchor.load_state_dict(whole)
+    assert all(torch.equal(value, average[name]) for name, value in backend.anchor.average.items())
     assert torch.equal(log_probs(backend), trained)
 
     actor.connect_engines(Keep)

@@ -30,15 +30,14 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         adapter = None
         if strategy.args.ds.lora.rank:
             adapter = Adapter(self.actor.model.module, partial(writable, sharded=strategy.stage == 3))
-        if plan.anchor:
-            if adapter is not None:
-                self.anchor = AdapterAnchor(self.actor, strategy.stage)
-            else:
-                self.anchor = AnchorWeights(self._frozen_model(pretrain), strategy.stage)
-            if "anchor" in self.checkpoint_states:
-                self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
+        if plan.anchor and adapter:
+            self.anchor = AdapterAnchor(self.actor, strategy.stage)
+        elif plan.anchor:
+            self.anchor = AnchorWeights(self._frozen_model(pretrain), strategy.stage)
+        if plan.anchor and "anchor" in self.checkpoint_states:
+            self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
         reference = None
-        if plan.reference and adapter is not None:
+        if plan.reference and adapter:
             reference = self.actor
         elif plan.reference:
             reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)

@@ -91,7 +91,7 @@ class TorchBackend:
         model = self.models[weights]
         model.train(train)
         batch = batch.to(model.device)
-        with self.adapter.playing(weights, self.anchor) if self.adapter else nullcontext():
+        with self.adapter.acting_as(weights, self.anchor) if self.adapter else nullcontext():
             return response_log_probs(
                 model,
                 batch.sequences,

@@ -42,9 +42,9 @@ class Adapter:
         self.numbers = numbers
 
     @contextmanager
-    def playing(self, weights: Weights, anchor: dict[str, Tensor] | None) -> Iterator[None]:
-        """The model is that of the `weights`: the anchor, by its adapter's tensors, or the reference, the base model,
-        to which an adapter with B = 0 adds nothing. Afterwards the policy's adapter is what it was, bit by bit, and
+    def acting_as(self, weights: Weights, anchor: dict[str, Tensor] | None) -> Iterator[None]:
+        """The policy's model is the anchor, by the anchor's tensors, or the reference: the base model, to which an
+        adapter with B = 0 adds nothing. Afterwards the policy's adapter is what it was, bit by bit, and
         no graph that was kept meanwhile notices."""
         if weights == "policy":
             yield

@@ -65,7 +65,7 @@ class AnchorWeights:
 
 class AdapterAnchor(AnchorWeights):
     """The anchor of a policy with LoRA: the average of its adapter alone. A forward as the anchor borrows the policy
-    for it (`ranks/lora.py`, Adapter.playing). It begins as the base model, whatever the policy is by then."""
+    for it (`ranks/lora.py`, Adapter.acting_as). It begins as the base model, whatever the policy is by then."""
 
     def __init__(self, policy: Actor, zero_stage: int):
         super().__init__(policy, zero_stage)

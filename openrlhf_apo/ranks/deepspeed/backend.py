@@ -50,7 +50,7 @@ class DeepSpeedBackend:
         model = self.models[weights]
         model.train(train)
         batch = batch.to(torch.cuda.current_device())
-        with self.adapter.playing(weights, self.anchor and self.anchor.average) if self.adapter else nullcontext():
+        with self.adapter.acting_as(weights, self.anchor and self.anchor.average) if self.adapter else nullcontext():
             return self._forward(model, batch, entropy)
 
     def _forward(self, model: Actor, batch: MicroBatch, entropy: bool) -> tuple[Tensor, Tensor | None]:
