@@ -35,9 +35,9 @@ def succeed(flags: list[str], out: Path, *more: str, runtime: str = "ray") -> li
     return read_metrics(out / "metrics.jsonl")
 
 
-def weight_error(one: Path, other: Path) -> float:
+def weight_error(one: Path, other: Path, file: str = "model.safetensors") -> float:
     """Relative distance of two runs' final weights."""
-    a, b = (load_file(path / "model.safetensors") for path in (one, other))
+    a, b = (load_file(path / file) for path in (one, other))
     difference = sum((a[name] - b[name]).square().sum() for name in a)
     return (difference / sum(weight.square().sum() for weight in a.values())).sqrt().item()
 

@@ -8,6 +8,7 @@ what else differs from the job); rank 0 writes, per case, each step's gradient a
 import json
 import os
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -17,11 +18,12 @@ from openrlhf_apo.alpha import GuardedAlpha
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.objectives import TOKEN_LOSSES, Adrpo
 from openrlhf_apo.ranks import shared_prompts
-from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AdapterAnchor, AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
-from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage
+from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage, writable
 from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.ranks.lora import Adapter, add_adapter
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
 from openrlhf_apo.trainer.layout import MicroBatchLimit
@@ -68,10 +70,10 @@ class SpmdPolicy(ShardedPolicy):
 
 
 def full_state(backend: DeepSpeedBackend | TorchBackend, name: str | None) -> torch.Tensor:
-    """One vector of an optimizer state (or the weights, for None) over all parameters, whatever the sharding."""
+    """One vector of an optimizer state (or the weights, for None) over all that trains, whatever the sharding."""
     if isinstance(backend, TorchBackend):
         state = backend.optimizer.state
-        return torch.cat([(state[w][name] if name else w).detach().flatten() for w in backend.model.parameters()])
+        return torch.cat([(state[w][name] if name else w).detach().flatten() for w in backend.trained.values()])
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     engine = backend.policy.model
@@ -81,6 +83,8 @@ def full_state(backend: DeepSpeedBackend | TorchBackend, name: str | None) -> to
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     parts = []
     for parameter in engine.module.parameters():
+        if not parameter.requires_grad:
+            continue
         if engine.zero_optimization():
             value = safe_get_full_optimizer_state(parameter, name) if name else safe_get_full_fp32_param(parameter)
         else:
@@ -104,7 +108,12 @@ def embedded_backend(job: dict) -> TorchBackend:
     plan = OptimizerPlan(job["lr"], ADAM["betas"], ADAM["eps"], ADAM["weight_decay"], 0.0, "constant", 0.0, 0.0, 100)
     anchor, reference = job["anchor"] != "rollout", job["regularizer"] is not None
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    return TorchBackend(model, plan, 1.0, anchor=anchor, reference=reference, ema=job.get("ema"))
+    adapter = None
+    if job["lora"]:
+        torch.manual_seed(0)
+        model = add_adapter(model, job["lora"], 16, "all-linear")
+        adapter = Adapter(model)
+    return TorchBackend(model, plan, 1.0, anchor=anchor, reference=reference, adapter=adapter, ema=job.get("ema"))
 
 
 def deepspeed_backend(job: dict) -> DeepSpeedBackend:
@@ -114,8 +123,8 @@ def deepspeed_backend(job: dict) -> DeepSpeedBackend:
     strategy = ApoStrategy(settings(job, zero_stage), RankPlan())
     strategy.setup_distributed()
 
-    def load(config):
-        return Actor(job["model"], attn_implementation="sdpa", param_dtype="fp32", ds_config=config)
+    def load(config, **lora):
+        return Actor(job["model"], attn_implementation="sdpa", param_dtype="fp32", ds_config=config, **lora)
 
     optimizer = {
         "optim": "adam",
@@ -124,14 +133,20 @@ def deepspeed_backend(job: dict) -> DeepSpeedBackend:
         "max_norm": 0.0,
         "scheduler_steps": 100,
     }
-    actor, _, scheduler = strategy.prepare((load(strategy.get_ds_train_config()), optimizer))
+    torch.manual_seed(0)
+    lora = {"lora_rank": job["lora"], "target_modules": "all-linear"}
+    actor, _, scheduler = strategy.prepare((load(strategy.get_ds_train_config(), **lora), optimizer))
+    if job["lora"]:
+        adapter = Adapter(actor.model.module, partial(writable, sharded=zero_stage == 3))
+        anchor = AdapterAnchor(actor, zero_stage) if job["anchor"] != "rollout" else None
+        return DeepSpeedBackend(strategy, actor, scheduler, anchor, actor, adapter=adapter)
     anchor = reference = None
     if job["anchor"] != "rollout":
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
     if job["regularizer"]:
         reference = strategy.prepare(load(strategy.get_ds_eval_config()))
     ema = WeightAverage(actor, zero_stage) if "ema" in job else None
-    return DeepSpeedBackend(strategy, actor, scheduler, anchor, reference, ema, job.get("ema"))
+    return DeepSpeedBackend(strategy, actor, scheduler, anchor, reference, ema=ema, ema_beta=job.get("ema"))
 
 
 def averages(backend: DeepSpeedBackend | TorchBackend) -> dict:

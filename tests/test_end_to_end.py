@@ -169,6 +169,23 @@ def test_two_ranks_on_ray_train_the_weights_of_one_embedded(training_flags, two_
         assert a["adrpo_beta_mean"] == pytest.approx(b["adrpo_beta_mean"], rel=1e-4)
 
 
+LORA = "--ds.lora.rank 4 --actor.adam.lr 1e-2 --actor.adam.eps 1e-2 --apo.anchor ema --algo.kl.init_coef 0.01".split()
+
+
+def test_with_lora_ray_and_embedded_train_one_adapter_and_the_engine_has_it_merged(flags, training_flags, tmp_path):
+    ray, embedded = tmp_path / "ray", tmp_path / "embedded"
+    more = ["--data.max_samples", "16", "--apo.save_rollouts", str(tmp_path / "rollouts"), "--apo.check_weights"]
+    rows = succeed([*flags, *LORA], ray, *more)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["rollout_mismatch"] < 1e-4 for row in rows)
+    assert rows[0]["kl"] > 1e-3  # so far from the base model is what sampled the second rollout
+    saved = ["--apo.load_rollouts", str(tmp_path / "rollouts"), "--train.micro_batch_size", "32"]
+    one = succeed([*training_flags, *LORA], embedded, *saved, runtime="embedded")
+    assert weight_error(ray, embedded, "adapter_model.safetensors") <= 1e-5
+    assert [row["grad_norm"] for row in one] == pytest.approx([row["grad_norm"] for row in rows], rel=1e-4)
+    assert not (ray / "model.safetensors").exists() and "Written by openrlhf_apo" in (ray / "README.md").read_text()
+
+
 def test_ess_from_the_engine(flags, tmp_path):
     rows = succeed(flags, tmp_path, "--alpha_mode", "ess", "--data.max_samples", "16", runtime="embedded")
     assert {row["ess_outcome"] for row in rows} <= {"root", "clamped_hi", "clamped_lo", "skipped"}

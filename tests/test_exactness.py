@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from ranks import run_ranks
 
 from openrlhf_apo.errors import GroupError
@@ -66,17 +67,24 @@ def rollouts(tmp_path_factory) -> str:
     return str(path)
 
 
-def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout", epochs=1, lr=5e-3) -> dict:
-    """Algorithm 1 of arXiv 2512.22953 with several updates per rollout, in one process and plain torch."""
+def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout", epochs=1, lr=5e-3, lora=0) -> dict:
+    """Algorithm 1 of arXiv 2512.22953 with several updates per rollout, in one process and plain torch. lora: the
+    rank of peft's adapter; the anchor is a whole second model all the same."""
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
     def load():
-        return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+        torch.manual_seed(0)
+        settings = {"r": lora, "lora_alpha": 16, "target_modules": "all-linear"}
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings)) if lora else model
+
+    def trained(model):
+        return [weight for weight in model.parameters() if weight.requires_grad]
 
     model, anchor_model = load(), load()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, **ADAM)
+    optimizer = torch.optim.AdamW(trained(model), lr=lr, **ADAM)
 
     def log_prob_sums(net, group):  # -> ℓ[P]
         sums = []
@@ -121,14 +129,14 @@ def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout
             divergence = (1 - (q**alpha * (log_p * (1 - alpha)).exp()).sum(-1)) / (alpha * (1 - alpha))
             optimizer.zero_grad()
             divergence.mean().backward()
-            gradients.append(torch.cat([w.grad.flatten().clone() for w in model.parameters()]))
+            gradients.append(torch.cat([w.grad.flatten().clone() for w in trained(model)]))
             optimizer.step()
             if anchor == "ema":
                 with torch.no_grad():
                     for old, new in zip(anchor_model.parameters(), model.parameters(), strict=True):
                         old.lerp_(new, 0.5)
-    weights = torch.cat([w.detach().flatten() for w in model.parameters()])
-    start = torch.cat([w.detach().flatten() for w in load().parameters()])
+    weights = torch.cat([w.detach().flatten() for w in trained(model)])
+    start = torch.cat([w.detach().flatten() for w in trained(load())])
     return {"gradients": gradients, "weights": weights, "start": start, "alphas": alphas}
 
 
@@ -146,6 +154,7 @@ def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **jo
         "epochs": 1,
         "num_rollouts": 1,
         "lr": 5e-3,
+        "lora": 0,
     } | job
     job["cases"] = [
         {"zero_stage": stage, "limit": limit, "out": str(tmp_path / f"{ranks}_{k}.pt")} | other
@@ -209,6 +218,27 @@ def test_anchors_over_three_rollouts_and_several_epochs_on_one(
     results = spmd(tmp_path, model_path, rollouts, ranks, cases)
     for settings, got, want in zip(LONGER, results, expected_longer, strict=True):
         assert_same(got, want, str(settings))
+
+
+# Adapters move the model less than all of its weights do.
+ADAPTERS = [settings | {"lora": 4, "lr": 5e-3} for settings in ANCHORS]
+
+
+@pytest.fixture(scope="module")
+def expected_of_adapters(model_path, rollouts) -> list[dict]:
+    results = [reference(model_path, rollouts, **settings) for settings in ADAPTERS]
+    assert all((result["weights"] - result["start"]).abs().max() >= 1e-3 for result in results)
+    return results
+
+
+@pytest.mark.parametrize("ranks, stages", [(1, ["embedded"]), (2, [2, 3])])
+def test_an_adapter_that_is_its_own_anchor_takes_the_steps_of_two_whole_models(
+    tmp_path, model_path, rollouts, expected_of_adapters, ranks, stages
+):
+    cases = [(stage, {"samples": 11}, settings) for stage in stages for settings in ADAPTERS]
+    results = spmd(tmp_path, model_path, rollouts, ranks, cases)
+    for case, got, want in zip(cases, results, expected_of_adapters * len(stages), strict=True):
+        assert_same(got, want, str(case))
 
 
 def test_partial_and_mixed_groups_are_refused_by_name():

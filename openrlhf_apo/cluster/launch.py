@@ -19,6 +19,7 @@ from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
+from openrlhf_apo.trainer.model_folder import refuse_other_kind
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.resume import checkpoint_to_resume
 from openrlhf_apo.trainer.run_record import write_run_record
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
     """Run `plan` to its end. Bad data is refused before any actor starts."""
+    refuse_other_kind(plan.output)
     tokenizer = get_tokenizer(args.actor.model_name_or_path, None, use_fast=not args.data.disable_fast_tokenizer)
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))

@@ -2,24 +2,22 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from functools import partial
 
-from deepspeed.module_inject.layers import GatherReplacedLayerParams
-from deepspeed.runtime.zero import GatheredParameters
 from openrlhf.models import Actor
 from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.launcher import ReferenceModelActor as UpstreamReference
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy
 from torch import Tensor
-from torch.nn import Parameter
 
 from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.errors import RunError
-from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AdapterAnchor, AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
-from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage
+from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage, writable
 from openrlhf_apo.ranks.learner import Learner
+from openrlhf_apo.ranks.lora import Adapter, engine_weights
 from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
@@ -41,15 +39,25 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
                 if "ema" not in self.checkpoint_states:
                     raise RunError("the checkpoint has no ema weights: resume with the flags that wrote it")
                 self.ema.load_state_dict(self.checkpoint_states.pop("ema"))
-        if plan.anchor:
+        adapter = None
+        if strategy.args.ds.lora.rank:
+            adapter = Adapter(self.actor.model.module, partial(writable, sharded=strategy.stage == 3))
+        if plan.anchor and adapter:
+            self.anchor = AdapterAnchor(self.actor, strategy.stage)
+        elif plan.anchor:
             self.anchor = AnchorWeights(self._frozen_model(pretrain), strategy.stage)
-            if "anchor" in self.checkpoint_states:
-                self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
+        if plan.anchor and "anchor" in self.checkpoint_states:
+            self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
         reference = None
-        if plan.reference:
+        if plan.reference and adapter:
+            reference = self.actor
+        elif plan.reference:
             reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)
         backend = DeepSpeedBackend(
-            strategy, self.actor, self.actor_scheduler, self.anchor, reference, self.ema, plan.ema
+            *(strategy, self.actor, self.actor_scheduler, self.anchor, reference),
+            adapter=adapter,
+            ema=self.ema,
+            ema_beta=plan.ema,
         )
         self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator, plan.entropy)
 
@@ -110,28 +118,17 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         return sums or None
 
     def _buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """(name, whole weight) of consecutive weights, gathered while the caller looks at them. All ranks together."""
-        weights = list(self.actor.model.module.named_parameters())
-        shards = self.strategy.ds_tensor_parallel_size
-        numels = [(w.ds_numel if self.strategy.stage == 3 else w.numel()) * shards for _, w in weights]
-        sizes = [numel * w.itemsize for numel, (_, w) in zip(numels, weights, strict=True)]
+        """(name, whole weight) of consecutive weights, gathered while the caller looks at them; with LoRA as the base
+        model names them, merged. All ranks together."""
+        module, strategy = self.actor.model.module, self.strategy
+        weights = engine_weights(module)
+        whole = strategy.ds_tensor_parallel_size  # shards make one
+        numels = [(each.weight.ds_numel if strategy.stage == 3 else each.weight.numel()) * whole for each in weights]
+        sizes = [numel * each.weight.itemsize for numel, each in zip(numels, weights, strict=True)]
         for run in bounded_runs(sizes, bucket_bytes()):
             bucket = weights[run.start : run.stop]
-            with self._gathered([weight for _, weight in bucket]):
-                yield [(name, weight.detach()) for name, weight in bucket]
-
-    @contextmanager
-    def _gathered(self, weights: list[Parameter]) -> Iterator[None]:
-        # One by one: of several, DeepSpeed waits for the last alone (partition_parameters.py:2082), which gloo may
-        # finish first; and tensor parallelism gathers weights of one layer at a time.
-        with ExitStack() as stack:
-            for weight in weights:
-                if self.strategy.ds_tensor_parallel_size > 1:
-                    gathered = GatherReplacedLayerParams([weight], self.actor.model.module, enabled=True)
-                else:
-                    gathered = GatheredParameters([weight], enabled=self.strategy.stage == 3)
-                stack.enter_context(gathered)
-            yield
+            with strategy.gathered(module, [part for each in bucket for part in each.parts]):
+                yield [(each.name, each.merged()) for each in bucket]
 
 
 class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):

@@ -8,11 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openrlhf_apo import cpu
+from openrlhf_apo.cpu.patches import without_deepspeed
 from openrlhf_apo.data.inputs import make_tokenizer, make_trackers, read_inputs
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
 from openrlhf_apo.trainer.assemble import assemble
+from openrlhf_apo.trainer.model_folder import is_adapter, refuse_other_kind
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.resume import checkpoint_to_resume
 from openrlhf_apo.trainer.run_record import write_run_record
@@ -25,15 +27,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
     """Run `plan` to its end. args: OpenRLHF's settings. console: for the progress bar."""
+    refuse_other_kind(plan.output)
     torch.manual_seed(plan.schedule.seed)
     tokenizer = make_tokenizer(args)
     inputs = read_inputs(plan, args, tokenizer)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     write_run_record(plan, inputs.manifest, resume.rollout if resume else None)
-    model = load_model(args)
+    model, adapter = load_model(args), None
     if args.actor.gradient_checkpointing_enable:
         model.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
+    if args.ds.lora.rank:
+        from openrlhf_apo.ranks.lora import Adapter, add_adapter  # imports peft
+
+        torch.manual_seed(plan.schedule.seed)  # the same A, whatever was drawn before
+        model = add_adapter(model, args.ds.lora.rank, args.ds.lora.alpha, args.ds.lora.target_modules)
+        adapter = Adapter(model)
     backend = TorchBackend(
         model,
         OptimizerPlan(
@@ -51,6 +60,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         anchor=plan.anchor_weights,
         reference=plan.regularizer.needs_reference,
         shared=plan.reference_anchor,
+        adapter=adapter,
         ema=plan.ema,
     )
     policy = EmbeddedPolicy(
@@ -61,6 +71,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         entropy=plan.regularizer.entropy is not None,
         checkpoints=plan.output.checkpoints,
         output=plan.output.directory,
+        merge_lora=args.ckpt.merge_lora,
         resume=resume,
     )
     engine = None if plan.saved_rollouts else EmbeddedEngine(model, tokenizer)
@@ -79,10 +90,18 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
 
 
 def load_model(args: SimpleNamespace) -> PreTrainedModel:
-    """The policy of a run. args: OpenRLHF's settings."""
-    return AutoModelForCausalLM.from_pretrained(
-        args.actor.model_name_or_path,
-        trust_remote_code=args.actor.trust_remote_code,
-        dtype=DTYPES[args.ds.param_dtype],
-        attn_implementation=args.ds.attn_implementation,
-    ).to("cuda" if cpu.has_cuda() else "cpu")
+    """The policy of a run; of the folder of an adapter, its base model with it merged. args: OpenRLHF's settings."""
+    path = args.actor.model_name_or_path
+    settings = {
+        "trust_remote_code": args.actor.trust_remote_code,
+        "dtype": DTYPES[args.ds.param_dtype],
+        "attn_implementation": args.ds.attn_implementation,
+    }
+    if is_adapter(path):
+        from peft import AutoPeftModelForCausalLM
+
+        with without_deepspeed():
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **settings).merge_and_unload()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, **settings)
+    return model.to("cuda" if cpu.has_cuda() else "cpu")

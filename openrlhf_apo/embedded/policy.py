@@ -17,8 +17,8 @@ from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
 
 class EmbeddedPolicy(ShardedPolicy):
-    """PolicyHandle. checkpoints: --ckpt.path. output: where the trained model goes. resume: the checkpoint to go
-    on from."""
+    """PolicyHandle. checkpoints: --ckpt.path. output: where the trained model goes; with LoRA its adapter, or with
+    `merge_lora` the whole. resume: the checkpoint to go on from."""
 
     def __init__(
         self,
@@ -30,10 +30,12 @@ class EmbeddedPolicy(ShardedPolicy):
         entropy: bool,
         checkpoints: str,
         output: str,
+        merge_lora: bool,
         resume: Checkpoint | None,
     ):
         super().__init__(1, limit)
         self.backend, self.tokenizer, self.output = backend, tokenizer, output
+        self.merge_lora = merge_lora
         self.checkpoints = Path(checkpoints) / "_actor"
         self.learner = Learner(backend, tokenizer.pad_token_id, kl_estimator, entropy)
         self._trainer_state: dict = {}
@@ -64,5 +66,10 @@ class EmbeddedPolicy(ShardedPolicy):
     def _save(self, weights: str, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
         with without_deepspeed():
-            self.backend.models[weights].save_pretrained(folder)
+            if self.backend.adapter is None:
+                self.backend.models[weights].save_pretrained(folder)
+            else:
+                from openrlhf_apo.ranks.lora import save_trained  # imports peft
+
+                save_trained(self.backend.model, folder, self.merge_lora)
         self.tokenizer.save_pretrained(folder)

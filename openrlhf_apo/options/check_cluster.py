@@ -13,6 +13,8 @@ def check_cluster(args: SimpleNamespace) -> None:
     else:
         _check_cpu(args)
     _check_deepspeed(args)
+    if args.ds.lora.rank:
+        _check_lora(args)
     _check_ranks(args)
     _check_placement(args)
 
@@ -56,6 +58,24 @@ def _check_deepspeed(args: SimpleNamespace) -> None:
         )
     if args.ds.tensor_parallel_size > 1 and args.ds.param_dtype != "bf16":
         raise OptionError(f"--ds.tensor_parallel_size needs --ds.param_dtype bf16, not {args.ds.param_dtype}")
+
+
+def _check_lora(args: SimpleNamespace) -> None:
+    if args.apo.sync == "openrlhf":
+        raise OptionError(
+            "--apo.sync openrlhf cannot be used with --ds.lora.rank: drop it (it sends the adapter's tensors, which "
+            "vLLM does not know; OpenRLHF issue 1349)"
+        )
+    if args.ds.tensor_parallel_size > 1:
+        raise OptionError(
+            "--ds.tensor_parallel_size cannot be used with --ds.lora.rank: drop one (DeepSpeed would split the layers "
+            "inside the adapter's)"
+        )
+    if args.train.enable_ema:
+        raise OptionError(
+            "--train.enable_ema cannot be used with --ds.lora.rank: drop one (OpenRLHF averages two models that must "
+            "have the same tensors)"
+        )
 
 
 def _check_ranks(args: SimpleNamespace) -> None:

@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 from openrlhf_apo.cpu import has_cuda
 from openrlhf_apo.errors import OptionError
+from openrlhf_apo.trainer.model_folder import ADAPTER, is_adapter
 
 
 def check_model(args: SimpleNamespace) -> None:
     model = args.actor.model_name_or_path
+    if is_adapter(model):
+        model = _base_of_adapter(args)
     if not os.path.isdir(model):  # nor is the hub asked for a mistyped folder, which takes a minute of tries offline
         if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
             raise OptionError(
@@ -38,6 +41,58 @@ def check_model(args: SimpleNamespace) -> None:
     if args.runtime == "ray" and not has_cuda() and not args.apo.load_rollouts and (head_dim < 32 or head_dim % 16):
         raise OptionError(f"--actor.model_name_or_path {model}: vLLM on CPU has no attention for head_dim {head_dim}")
     _check_experts(args, config.to_dict())
+    if args.ds.lora.rank:
+        _check_lora(args, config)
+
+
+def _base_of_adapter(args: SimpleNamespace) -> str:
+    """The model that the adapter of --actor.model_name_or_path belongs to. Embedded, they are loaded merged."""
+    adapter = args.actor.model_name_or_path
+    with open(os.path.join(adapter, ADAPTER), encoding="utf-8") as file:
+        base = json.load(file).get("base_model_name_or_path")
+    if not base:
+        raise OptionError(
+            f"--actor.model_name_or_path {adapter} is an adapter whose {ADAPTER} names no base_model_name_or_path: "
+            "write it there"
+        )
+    if args.runtime == "ray" or args.ds.lora.rank:
+        raise OptionError(
+            f"--actor.model_name_or_path {adapter} is a LoRA adapter: merge it, by `python -m "
+            f"openrlhf.cli.lora_combiner --model_path {base} --lora_path {adapter} --output_path MERGED`, and give "
+            "MERGED (or train with --ckpt.merge_lora)"
+        )
+    return base
+
+
+def _check_lora(args: SimpleNamespace, config) -> None:
+    """Each of --ds.lora.target_modules names linear layers; peft passes over a name where another one matches."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    targets = args.ds.lora.target_modules
+    if targets == "all-linear":
+        return
+    with torch.device("meta"):  # without weights
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.actor.trust_remote_code)
+    modules = dict(model.named_modules())
+    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
+    there = sorted({name.rpartition(".")[2] for name in linear})
+    if not targets:
+        raise OptionError(f"--ds.lora.target_modules names no layer: give some of {', '.join(there)}, or drop it")
+    output = next((name for name, module in modules.items() if module is model.get_output_embeddings()), None)
+    for target in targets:
+        named = {name for name in modules if name == target or name.endswith(f".{target}")}  # as peft has it
+        if not named or named - linear:
+            raise OptionError(
+                f"--ds.lora.target_modules {target}: no linear layers of {args.actor.model_name_or_path}; it has "
+                f"{', '.join(there)}"
+            )
+        if output in named and config.tie_word_embeddings:
+            raise OptionError(
+                f"--ds.lora.target_modules {target}: the model's output matrix is its embedding, which an adapter "
+                "would take apart: drop it"
+            )
 
 
 def _configurations(model: str) -> list[str]:

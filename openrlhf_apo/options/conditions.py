@@ -167,6 +167,12 @@ CONDITIONS = [
         "without --actor.gradient_checkpointing_enable",
         lambda v: not v["actor.gradient_checkpointing_enable"],
     ),
+    Condition(
+        "ds.lora.alpha ds.lora.dropout ds.lora.target_modules ckpt.merge_lora",
+        "without --ds.lora.rank",
+        lambda v: v["ds.lora.rank"] == 0,
+        "give it, or drop this one",
+    ),
     Condition("ds.zpg ref.offload", "below --ds.zero_stage 3", lambda v: v["ds.zero_stage"] < 3),
     Condition("ds.overlap_comm", "with --ds.zero_stage 0", lambda v: v["ds.zero_stage"] == 0),
     Condition("ds.ring_attn_head_stride", "with --ds.ring_attn_size 1", lambda v: v["ds.ring_attn_size"] == 1),

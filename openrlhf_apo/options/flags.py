@@ -77,7 +77,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--apo.sync",
         choices=["openrlhf", "buckets"],
-        help="how weights get to the engines: tensor by tensor, or many at once (default openrlhf, buckets on a CPU)",
+        help="how weights get to the engines: tensor by tensor, or many at once (default openrlhf; buckets on a CPU "
+        "and with --ds.lora.rank)",
     )
     add(
         "--apo.max_mismatch",
@@ -97,6 +98,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FLAG",
         help="go on from a checkpoint although these flags had another value when it was written",
+    )
+    add(
+        "--ckpt.merge_lora",
+        action="store_true",
+        help="with --ds.lora.rank: save whole models with the adapter merged, and not the adapter",
     )
     add(
         "--train.max_restarts",

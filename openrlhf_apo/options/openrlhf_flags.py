@@ -29,10 +29,13 @@ _NO_FILTER = Use(
     "OpenRLHF filters in its own sampler, which this trainer does not use",
     "has no effect with --loss {loss}: drop it, or use another loss",
 )
-_NO_ADAPTERS = (
-    "vLLM's loader is handed the policy's weights by name, and knows neither an adapter's nor packed ones; OpenRLHF "
-    "issue 1349"
+_NO_DROPOUT = Use(
+    "refused",
+    "log-probs of one answer would differ from forward to forward, and with them log-ratios that are to measure the "
+    "policy's change alone",
+    "cannot be used with --loss {loss}: drop it, or use --loss openrlhf",
 )
+_MERGED = "the engine gets merged weights, in buckets (OpenRLHF issue 1349); checkpoints hold the adapter alone"
 _TEXT_ONLY = nowhere("prompts are text")
 _NO_CRITIC = nowhere("there is no critic")
 _NO_REWARD_MODEL = nowhere("there is no reward model: --reward or --reward.remote_url, which may be a server with one")
@@ -163,8 +166,19 @@ FLAGS: dict[str, Flag] = {
     "ds.enable_sleep": only_openrlhf("the policy stays on its GPU", GPU),
     "ds.experts_implementation": works("for a mixture of experts"),
     "ds.grad_accum_dtype": works("with --ds.zero_stage 0 that of the parameters", choices=("fp32", "bf16", "fp16")),
-    "ds.load_in_4bit": broken(_NO_ADAPTERS),
-    "ds.lora.*": broken(_NO_ADAPTERS),
+    "ds.load_in_4bit": broken(
+        "the engine is handed whole weights, and those of a packed base are not unpacked for it"
+    ),
+    "ds.lora.alpha": works(within="(0, inf)"),
+    "ds.lora.dropout": ours(_NO_DROPOUT, within="[0, 1)"),
+    "ds.lora.rank": ours(
+        Use("differs", f"{_MERGED}; a reference or an anchor is the policy with another adapter"),
+        Use("differs", f"{_MERGED}; the reference is a model of its own"),
+        **NOT_NEGATIVE,
+    ),
+    "ds.lora.target_modules": differs(
+        "names of linear layers, each of which must be there; all-linear may be given, too"
+    ),
     "ds.overlap_comm": ours(Use("works", "with --ds.zero_stage 2 or 3")),
     "ds.packing_samples": gpu(),
     "ds.param_dtype": differs("without CUDA the default is fp32, and fp16 is refused; vLLM takes the same type"),

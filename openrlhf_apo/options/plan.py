@@ -89,6 +89,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         evaluation=_evaluation(args, sampling),
         output=OutputPlan(
             directory=args.ckpt.output_dir,
+            saves_adapter=args.ds.lora.rank > 0 and not args.ckpt.merge_lora,
             checkpoints=args.ckpt.path,
             resumable=not args.ckpt.disable_ds,
             max_checkpoints=args.ckpt.max_num,

@@ -94,6 +94,8 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     _refuse_overrides(parsed, settings, given, said)
     settings.given = dict(sorted(origin.items()))
     settings.train.dynamic_batch_enable = by_tokens
+    if settings.ds.lora.target_modules == ["all-linear"]:
+        settings.ds.lora.target_modules = "all-linear"  # in a list, peft takes it for a layer's name
     _make_paths_absolute(settings)
     check_settings(settings)
     check_cluster(settings)
@@ -261,6 +263,8 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
         use_loss = getattr(args, "algo.kl.use_loss") if "algo.kl.use_loss" in given else defaults["algo.kl.use_loss"]
         if getattr(args, "adrpo.enable") or use_loss:
             defaults["algo.kl.estimator"] = "k3"  # k1's gradient does not pull towards the reference
+    if getattr(args, "ds.lora.rank") > 0:
+        defaults["apo.sync"] = "buckets"  # OpenRLHF's way sends an adapter's tensors as they are
     if getattr(args, "apo.load_rollouts"):
         defaults["algo.dynamic_filtering_enable"] = False  # nothing can be sampled anew
     verified = not getattr(args, "reward.remote_url")

@@ -26,11 +26,11 @@ ONLY_RAY = (
     "rollout.max_engine_restarts",
     "logger.actor_logs",
 )
-BOTH = ("ds.param_dtype", "ds.attn_implementation")
+BOTH = ("ds.param_dtype", "ds.attn_implementation", "ds.lora.")
 
 
 def needs_ray(flag: str) -> bool:
-    return flag.startswith(ONLY_RAY) and flag not in BOTH
+    return flag.startswith(ONLY_RAY) and not flag.startswith(BOTH)
 
 
 def decide_runtime(args: argparse.Namespace, given: set[str]) -> str:

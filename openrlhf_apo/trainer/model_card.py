@@ -36,6 +36,7 @@ def _card(plan: RunPlan, rows: list[dict]) -> str:
         "base model": f"`{base}`",
         "data": f"`{plan.saved_rollouts or plan.data.prompts}`",
         "reward": _reward(plan),
+        "adapter": _adapter(settings),
         "loss": f"`{plan.loss}`, {given or 'all its settings are the defaults'}",
         "α": _alpha(plan, rows),
         "moving average": f"`{EMA_FOLDER}/`, of every step's weights, β {plan.ema}" if plan.ema is not None else "",
@@ -60,6 +61,14 @@ def _card(plan: RunPlan, rows: list[dict]) -> str:
         *("```", "", "It was trained by", "", "```bash", plan.record["command"], "```", ""),
     ]
     return "\n".join(lines)
+
+
+def _adapter(settings: dict) -> str:
+    """Empty where all weights trained."""
+    if not settings["ds.lora.rank"]:
+        return ""
+    where = _words(settings["ds.lora.target_modules"])
+    return f"LoRA of rank {settings['ds.lora.rank']}, alpha {settings['ds.lora.alpha']}, on {where}"
 
 
 def _reward(plan: RunPlan) -> str:

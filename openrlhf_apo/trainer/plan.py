@@ -64,6 +64,7 @@ class EvaluationPlan:
 @dataclass(frozen=True)
 class OutputPlan:
     directory: str  # metrics.jsonl and the trained model
+    saves_adapter: bool  # and not the whole model
     checkpoints: str
     resumable: bool  # checkpoints are written whole, and not only as a Hugging Face folder
     max_checkpoints: int

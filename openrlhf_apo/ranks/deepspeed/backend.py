@@ -1,6 +1,7 @@
 """Backend over OpenRLHF's Actors in DeepSpeed engines."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -9,30 +10,34 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from openrlhf_apo.ranks.backend import Weights
-from openrlhf_apo.ranks.deepspeed.anchor_weights import AnchorWeights
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AdapterAnchor, AnchorWeights
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy
 from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
+from openrlhf_apo.ranks.lora import Adapter
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.ranks.shared_prompts import can_share_prompts
 
 
 class DeepSpeedBackend:
     """scheduler: of the policy's learning rate. anchor, reference, ema: where the run has them; ema_beta: the share of
-    its old value that ema keeps at each step."""
+    its old value that ema keeps at each step. adapter: of a policy with LoRA, which is its own reference and
+    anchor."""
 
     def __init__(
         self,
         strategy: ApoStrategy,
         policy: Actor,
         scheduler,
-        anchor: AnchorWeights | None = None,
+        anchor: AnchorWeights | AdapterAnchor | None = None,
         reference: Actor | None = None,
+        *,
+        adapter: Adapter | None = None,
         ema: WeightAverage | None = None,
         ema_beta: float | None = None,
     ):
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
-        self.ema, self.ema_beta = ema, ema_beta
+        self.adapter, self.ema, self.ema_beta = adapter, ema, ema_beta
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
         policy.eval()
         self.vocabulary = policy.model.module.get_input_embeddings().num_embeddings
@@ -50,6 +55,10 @@ class DeepSpeedBackend:
         model = self.models[weights]
         model.train(train)
         batch = batch.to(torch.cuda.current_device())
+        with self.adapter.acting_as(weights, self.anchor and self.anchor.average) if self.adapter else nullcontext():
+            return self._forward(model, batch, entropy)
+
+    def _forward(self, model: Actor, batch: MicroBatch, entropy: bool) -> tuple[Tensor, Tensor | None]:
         if self.strategy.ring_attn_group is None:
             return response_log_probs(
                 model.model,

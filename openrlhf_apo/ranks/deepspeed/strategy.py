@@ -1,11 +1,22 @@
 """OpenRLHF's DeepSpeed strategy with the two settings that group objectives and CPUs need."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from deepspeed.module_inject.layers import GatherReplacedLayerParams
+from deepspeed.runtime.zero import GatheredParameters
+from openrlhf.models import Actor
 from openrlhf.utils.deepspeed import DeepspeedStrategy
+from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
+from peft import PeftModel
+from torch import nn
+from torch.nn import Parameter
 
 from openrlhf_apo.cpu import has_cuda
 from openrlhf_apo.ranks.deepspeed.plain_checkpoints import PlainCheckpoints
+from openrlhf_apo.ranks.lora import save_trained
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,46 @@ class ApoStrategy(DeepspeedStrategy):
         if self.resume is None:
             return None, {}
         model.checkpoint_engine = PlainCheckpoints(model._config)
-        return super().load_ckpt(model, load_dir, tag=self.resume, **settings)
+        strict = not isinstance(model.module, PeftModel)  # whose checkpoint has the adapter alone
+        return super().load_ckpt(model, load_dir, tag=self.resume, load_module_strict=strict, **settings)
 
     def save_ckpt(self, model, save_dir, tag=None, max_num=3, max_mem=1000, client_state=None, **_):
         # DeepSpeed's files alone. The driver says when they are complete, and removes older checkpoints after that;
         # OpenRLHF removes them first.
-        model.save_checkpoint(save_dir, tag=tag, client_state=client_state, save_latest=False)
+        model.save_checkpoint(
+            save_dir,
+            tag=tag,
+            client_state=client_state,
+            save_latest=False,
+            exclude_frozen_parameters=isinstance(model.module, PeftModel),
+        )
+
+    def save_model(self, model: Actor, tokenizer, output_dir: str, **settings) -> None:
+        """With LoRA the adapter or, as asked, the whole model, under any ZeRO stage; OpenRLHF's own gathers the whole
+        model for an adapter."""
+        module = self._unwrap_model(model)
+        if not isinstance(module, PeftModel):
+            super().save_model(model, tokenizer, output_dir, **settings)
+            return
+        gathered = partial(self.gathered, module)
+        save_trained(module, output_dir, self.args.ckpt.merge_lora, gathered, writes=self.is_rank_0())
+        if self.is_rank_0():
+            tokenizer.save_pretrained(output_dir)
+        torch_dist_barrier_and_cuda_sync()
+
+    @contextmanager
+    def gathered(self, module: nn.Module, weights: Iterable[Parameter]) -> Iterator[None]:
+        """Weights of the module are whole on every rank meanwhile. All ranks together."""
+        # One by one: of several, DeepSpeed waits for the last alone (partition_parameters.py:2082), which gloo may
+        # finish first; and tensor parallelism gathers weights of one layer at a time.
+        with ExitStack() as stack:
+            for weight in weights:
+                if self.ds_tensor_parallel_size > 1:
+                    gathered = GatherReplacedLayerParams([weight], module, enabled=True)
+                else:
+                    gathered = GatheredParameters([weight], enabled=self.stage == 3)
+                stack.enter_context(gathered)
+            yield
 
     @property
     def clips_before_the_optimizer(self) -> bool:

@@ -1,0 +1,463 @@
+"""LoRA: one model is policy, reference and anchor; engines get merged weights; files hold the adapter."""
+
+import copy
+import io
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from ranks import run_ranks
+from real_runs import without_clock
+from safetensors.torch import load_file
+from tiny_models import tiny_qwen3
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from openrlhf_apo.cli.evaluate import main as evaluate
+from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
+from openrlhf_apo.embedded.launch import train
+from openrlhf_apo.errors import OptionError
+from openrlhf_apo.options import resolve, run_plan
+from openrlhf_apo.ranks import shared_prompts
+from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
+from openrlhf_apo.ranks.lora import Adapter, add_adapter, engine_weights, save_trained
+from openrlhf_apo.ranks.micro_batch import MicroBatch
+from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.samples import Sample
+from openrlhf_apo.trainer.stop import StopSignals
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+IDS = torch.arange(2, 30).view(4, 7)
+PLAN = OptimizerPlan(0.01, (0.9, 0.95), 1e-8, 0.0, 1.0, "constant", 0.0, 0.0, 10)
+
+
+def with_adapter(model: nn.Module, targets: str | list[str] = "all-linear") -> PeftModel:
+    """Of a policy in mid training: B is not 0."""
+    peft = add_adapter(model, 2, 16, targets)
+    torch.manual_seed(1)
+    for weight in Adapter(peft).parameters.values():
+        weight.data.normal_(0.0, 0.2)
+    return peft
+
+
+def tiny_gpt2() -> nn.Module:
+    """Its matrices are transposed, and its output matrix is the embedding."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def batch() -> MicroBatch:
+    samples = [
+        Sample(0, "p", "", "t", [2, 3, 4], list(range(5, 5 + n)), "", [-1.0] * n, False, 0.0) for n in (3, 5, 2)
+    ]
+    return MicroBatch.of(samples, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the engine gets.
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, partial(tiny_qwen3, 40), partial(tiny_qwen3, 40, tied=True)])
+def test_merged_weights_are_the_policy_under_the_names_of_its_base_model(make):
+    plain, policy = make().eval(), with_adapter(make()).eval()  # GPT-2 has dropout
+    before = values(policy)
+    merged = {each.name: each.merged() for each in engine_weights(policy)}
+    assert merged.keys() == dict(plain.named_parameters()).keys()
+    assert same(values(policy), before)
+    base = values(plain)
+    moved = [name for name in merged if not torch.equal(merged[name], base[name])]
+    assert len(moved) == sum(".lora_A." in name for name in before) > 0
+    for name, weight in plain.named_parameters():
+        weight.data.copy_(merged[name])
+    assert torch.allclose(plain(IDS).logits, policy(IDS).logits, atol=1e-5)
+    assert not torch.allclose(make().eval()(IDS).logits, policy(IDS).logits, atol=1e-2)
+
+
+def test_bfloat16_is_merged_in_float32_and_rounded_once():
+    policy = with_adapter(tiny_qwen3(40)).bfloat16()
+    before = values(policy)
+    (each,) = [each for each in engine_weights(policy) if each.name == "model.layers.0.self_attn.q_proj.weight"]
+    weight, a, b = (part.detach().double() for part in each.parts)
+    assert each.merged().dtype == torch.bfloat16
+    assert torch.equal(each.merged(), (weight + 8 * (b @ a)).float().bfloat16())
+    for _ in range(100):
+        [each.merged() for each in engine_weights(policy)]
+    assert same(values(policy), before)
+
+
+def test_a_model_without_an_adapter_is_sent_as_it_is():
+    plain = tiny_qwen3(40)
+    sent = {each.name: each.merged() for each in engine_weights(plain)}
+    assert all(sent[name].data_ptr() == weight.data_ptr() for name, weight in plain.named_parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One model for all.
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_reference_and_anchor_are_no_second_models(shared):
+    policy = with_adapter(tiny_qwen3(40))
+    adapter = Adapter(policy)
+    backend = TorchBackend(policy, PLAN, 1.0, anchor=True, reference=True, shared=shared, adapter=adapter)
+    assert {id(model) for model in backend.models.values()} == {id(policy)}
+    trained = {id(weight) for group in backend.optimizer.param_groups for weight in group["params"]}
+    assert trained == {id(weight) for weight in adapter.parameters.values()}
+    held = {name: tensor.numel() for name, tensor in backend.moving["anchor"].items()}
+    assert held == {name: weight.numel() for name, weight in adapter.parameters.items()}
+    assert all(".lora_" in name for name in held)
+    size = sum(weight.numel() for weight in tiny_qwen3(40).parameters())
+    assert sum(weight.numel() for weight in policy.parameters()) == size + sum(held.values())
+    assert all(".lora_" in name for name in backend.state_dict()["policy"])
+
+
+def test_log_probs_of_reference_and_anchor_are_those_of_whole_models():
+    policy = with_adapter(tiny_qwen3(40))
+    backend = TorchBackend(policy, PLAN, 1.0, anchor=True, reference=True, adapter=Adapter(policy))
+    anchor = TorchBackend(copy.deepcopy(policy), PLAN, 1.0)
+    base = TorchBackend(tiny_qwen3(40), PLAN, 1.0)
+    for _ in range(3):
+        backend.backward(backend.forward("policy", batch(), train=True)[0].sum())
+        backend.step()
+        backend.update_anchor(0.5)
+        with torch.no_grad():
+            for mine, policys in zip(anchor.model.parameters(), policy.parameters(), strict=True):
+                mine.lerp_(policys, 0.5)
+    before = values(policy)
+    with torch.no_grad():
+        policys = backend.forward("policy", batch())[0]
+        assert torch.equal(backend.forward("anchor", batch())[0], anchor.forward("policy", batch())[0])
+        assert torch.equal(backend.forward("reference", batch())[0], base.forward("policy", batch())[0])
+        assert torch.equal(backend.forward("policy", batch())[0], policys)
+    assert (policys - backend.forward("anchor", batch())[0]).abs().max() > 1e-2
+    assert (policys - backend.forward("reference", batch())[0]).abs().max() > 1e-2
+    assert same(values(policy), before)
+
+
+def test_a_graph_that_is_kept_meanwhile_does_not_notice():
+    policy = with_adapter(tiny_qwen3(40))
+    backend = TorchBackend(policy, PLAN, 1.0, anchor=True, reference=True, adapter=Adapter(policy))
+    gradients = []
+    for between in (False, True):
+        loss = backend.forward("policy", batch(), train=True)[0].sum()
+        if between:
+            with torch.no_grad():
+                backend.forward("reference", batch())
+                backend.forward("anchor", batch())
+        backend.backward(loss)
+        gradients.append({name: weight.grad.clone() for name, weight in backend.trained.items()})
+        backend.optimizer.zero_grad()
+    assert same(*gradients) and max(gradient.abs().max() for gradient in gradients[0].values()) > 0
+    assert all(weight.grad is None for weight in policy.parameters())
+
+
+def test_an_error_inside_leaves_the_policy_as_it_was():
+    policy = with_adapter(tiny_qwen3(40))
+    before = values(policy)
+    with pytest.raises(RuntimeError), Adapter(policy).acting_as("reference", None):
+        assert not same(values(policy), before)
+        raise RuntimeError
+    assert same(values(policy), before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Log-probs through peft's wrapper.
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_blocks_and_shared_prompts_work_through_the_wrapper(share, monkeypatch):
+    monkeypatch.setattr(shared_prompts, "FEWEST_SPARED", 1)
+    policy = with_adapter(tiny_qwen3(40))
+    assert has_plain_head(policy) and shared_prompts.can_share_prompts(policy)
+    inputs = (batch().sequences, batch().attention_mask, batch().action_mask)
+    got = response_log_probs(policy, *inputs, entropy=True, share_prompts=share)
+    want = response_log_probs(policy, *inputs, entropy=True, blockwise=False)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    trained = list(Adapter(policy).parameters.values())
+    mine, theirs = (torch.autograd.grad(each[0].sum() + each[1].sum(), trained) for each in (got, want))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_an_adapted_output_matrix_takes_the_plain_path(tmp_path):
+    policy = with_adapter(tiny_qwen3(40), ["lm_head", "q_proj"])
+    assert not has_plain_head(policy)
+    backend = TorchBackend(policy, PLAN, 1.0, adapter=Adapter(policy))
+    got = backend.forward("policy", batch())[0]
+    logits = policy(batch().sequences).logits.log_softmax(-1)[:, :-1]
+    want = logits.gather(-1, batch().sequences[:, 1:, None])[..., 0] * batch().action_mask
+    assert torch.allclose(got, want, atol=1e-5)
+    save_trained(policy, str(tmp_path), merge=False)
+    loaded = PeftModel.from_pretrained(tiny_qwen3(40), str(tmp_path))
+    assert torch.equal(loaded(IDS).logits, policy(IDS).logits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs, embedded.
+
+LORA = ["--ds.lora.rank", "4", "--actor.adam.lr", "1e-2"]
+
+
+def run(flags: list[str], out: Path, *more: str) -> list[dict]:
+    args = resolve([*flags, *LORA, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt"), *more])
+    assert args.runtime == "embedded"
+    train(run_plan(args), args, io.StringIO(), StopSignals())
+    return read_metrics(out / "metrics.jsonl")
+
+
+RUNS = {
+    "ema anchor, KL": "--apo.anchor ema --apo.anchor_beta 0.9 --algo.kl.init_coef 0.05",
+    "reference anchor, ADRPO": "--apo.anchor reference --adrpo.enable",
+    "grpo, epochs": "--loss grpo --train.max_epochs 2 --actor.gradient_checkpointing_enable",
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_after_every_rollout_it_is_the_same_run(flags, tmp_path, name):
+    few = ["--rollout.n_samples_per_prompt", "4", "--train.batch_size", "16", "--data.max_samples", "24"]
+    more = [*RUNS[name].split(), *few, "--ckpt.save_steps", "1", "--ckpt.max_num", "9"]
+    straight = tmp_path / "straight"
+    rows = without_clock(run(flags, straight, *more))
+    assert len(rows) == 3 and all(row["grad_norm"] > 0 and row["rollout_mismatch"] < 1e-5 for row in rows)
+    assert rows[-1].get("kl", 1) > 0
+    trained = load_file(straight / "adapter_model.safetensors")
+    for stopped in (1, 2):
+        resumed = tmp_path / str(stopped)
+        shutil.copytree(straight, resumed)
+        for later in range(stopped + 1, 4):
+            shutil.rmtree(resumed / "ckpt" / "_actor" / f"global_step{later}")
+        assert without_clock(run(flags, resumed, *more, "--ckpt.load_enable")) == rows
+        assert same(load_file(resumed / "adapter_model.safetensors"), trained)
+
+
+def test_a_run_leaves_its_adapter_or_the_merged_model(flags, sums, tiny_model, tmp_path, capsys):
+    few = ["--data.max_samples", "16", "--ckpt.save_steps", "1"]
+    run(flags, tmp_path / "adapter", *few)
+    run(flags, tmp_path / "merged", *few, "--ckpt.merge_lora")
+    written = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= written
+    assert not {"model.safetensors", "config.json"} & written
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "Written by openrlhf_apo" in card and "| adapter | LoRA of rank 4, alpha 16, on all-linear |" in card
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_model
+    )
+    assert {"model.safetensors", "config.json"} <= {path.name for path in (tmp_path / "merged").iterdir()}
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits
+    for loaded in (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter"),
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path / "adapter")),
+    ):
+        assert torch.allclose(loaded(IDS).logits, merged, atol=1e-5)
+    assert not torch.allclose(AutoModelForCausalLM.from_pretrained(tiny_model)(IDS).logits, merged, atol=1e-3)
+    state = torch.load(tmp_path / "adapter/ckpt/_actor/global_step2/embedded.pt", weights_only=True)["backend"]
+    assert state["policy"] and all(".lora_" in name for name in state["policy"])
+
+    reward = flags[flags.index("--reward.remote_url") + 1]
+    answers = ["--reward", reward, "--data.max_len", "48", "--rollout.max_new_tokens", "12", "--limit", "8"]
+    scores = []
+    for model in (tmp_path / "adapter", tmp_path / "merged", tiny_model):
+        assert evaluate([str(model), sums, *answers, "--json", str(tmp_path / "scores.json")]) == 0
+        scores.append(json.loads((tmp_path / "scores.json").read_text())["scores"])
+    assert scores[0] == scores[1] != scores[2]
+    with pytest.raises(OptionError, match="is a LoRA adapter: merge it, by `python -m openrlhf.cli.lora_combiner"):
+        run(flags, tmp_path / "again", "--actor.model_name_or_path", str(tmp_path / "adapter"))
+    with pytest.raises(
+        OptionError, match="holds a LoRA adapter of before .adapter_config.json.*: give another folder"
+    ):
+        run(flags, tmp_path / "adapter", *few, "--ckpt.merge_lora")
+    with pytest.raises(OptionError, match="holds a whole model of before .config.json.*: give another folder"):
+        run(flags, tmp_path / "merged", *few)
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused.
+
+REFUSED = {
+    "--ds.lora.target_modules q_proj k_porj": "target_modules k_porj: no linear layers of .*; it has down_proj",
+    "--ds.lora.target_modules embed_tokens": "embed_tokens: no linear layers of",
+    "--ds.lora.target_modules self_attn": "self_attn: no linear layers of",
+    "--ds.lora.target_modules": "names no layer: give some of down_proj",
+    "--ds.lora.rank -1": r"--ds.lora.rank must be a number in \[0, inf\), got -1",
+    "--ds.lora.alpha 0": r"--ds.lora.alpha must be a number in \(0, inf\), got 0",
+    "--ds.lora.rank 0 --ds.lora.alpha 8": "--ds.lora.alpha has no effect without --ds.lora.rank: give it",
+    "--ds.lora.rank 0 --ckpt.merge_lora": "--ckpt.merge_lora has no effect without --ds.lora.rank: give it",
+    "--ds.lora.dropout 0.1": "--ds.lora.dropout cannot be used with --loss apo: drop it, or use --loss openrlhf",
+    "--ds.load_in_4bit": "--ds.load_in_4bit cannot be used: drop it",
+    "--apo.sync openrlhf --apo.device cuda": "--apo.sync openrlhf cannot be used with --ds.lora.rank: drop it",
+    "--ds.tensor_parallel_size 2 --actor.num_gpus_per_node 2 --apo.device cuda --ds.param_dtype bf16": (
+        "--ds.tensor_parallel_size cannot be used with --ds.lora.rank"
+    ),
+    "--loss openrlhf --train.enable_ema --apo.device cuda": "--train.enable_ema cannot be used with --ds.lora.rank",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_it_is_refused_in_a_line(flags, words):
+    with pytest.raises(OptionError, match=REFUSED[words]) as error:
+        resolve([*flags, *LORA, *words.split()])
+    assert "\n" not in str(error.value)
+
+
+def test_an_output_matrix_that_is_the_embedding_cannot_be_a_target(flags, tiny_model, tmp_path):
+    tied = ["--actor.model_name_or_path", str(tmp_path), "--ds.lora.target_modules", "lm_head"]
+    assert resolve([*flags, *LORA, "--ds.lora.target_modules", "lm_head"])
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(OptionError, match="lm_head: the model's output matrix is its embedding"):
+        resolve([*flags, *LORA, *tied])
+
+
+def test_all_linear_may_be_given_and_a_gpu_syncs_in_buckets(flags):
+    assert resolve([*flags, *LORA, "--ds.lora.target_modules", "all-linear"]).ds.lora.target_modules == "all-linear"
+    cuda = [*flags, "--apo.device", "cuda", "--ds.attn_implementation", "sdpa"]
+    assert resolve([*cuda, *LORA, "--rollout.max_engine_restarts", "1"]).apo.sync == "buckets"
+    assert resolve(cuda).apo.sync is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DeepSpeed: what a checkpoint, a sync and a saved model hold, under every ZeRO stage.
+
+STAGES = """
+import json, os, sys
+from functools import partial
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
+from spmd import ADAM, settings
+from openrlhf_apo.cluster import policy
+from openrlhf_apo.cluster.buckets import unpack
+from openrlhf_apo.ranks.deepspeed.anchor_weights import AdapterAnchor
+from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
+from openrlhf_apo.ranks.deepspeed.weight_average import writable
+from openrlhf_apo.ranks.lora import Adapter
+from openrlhf_apo.ranks.micro_batch import MicroBatch
+from openrlhf_apo.trainer.samples import Sample
+from openrlhf.models import Actor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+class Keep:
+    every_rank, device = False, "cpu"
+    def __init__(self):
+        self.sent = {}
+    def send(self, slots, buffer):
+        self.sent |= dict(unpack(slots, buffer))
+
+torch.set_num_threads(1)
+policy.bucket_bytes = lambda: 50_000
+path, folder, dtype = sys.argv[1:]
+samples = [Sample(0, "p", "", "t", [2, 3], [4, 5, 6], "", [-1.0] * 3, False, 0.0)]
+batch = MicroBatch.of(samples, 0)
+
+def start(stage, resume=None):
+    args = settings({"step_size": 8}, stage)
+    args.ds.param_dtype, args.ckpt = dtype, SimpleNamespace(merge_lora=False)
+    strategy = ApoStrategy(args, RankPlan(), resume)
+    strategy.setup_distributed()
+    torch.manual_seed(0)
+    model = Actor(path, attn_implementation="sdpa", param_dtype=dtype, lora_rank=2, target_modules="all-linear",
+                  ds_config=strategy.get_ds_train_config())
+    optimizer = {"optim": "adam", "adam": ADAM | {"lr": 0.05}, "lr_scheduler": "constant", "max_norm": 0.0,
+                 "scheduler_steps": 100}
+    actor = policy.PolicyActor.__new__(policy.PolicyActor)
+    actor.strategy = strategy
+    actor.actor, _, scheduler = strategy.prepare((model, optimizer))
+    adapter = Adapter(actor.actor.model.module, partial(writable, sharded=stage == 3))
+    anchor = AdapterAnchor(actor.actor, stage)
+    return actor, DeepSpeedBackend(strategy, actor.actor, scheduler, anchor, actor.actor, adapter=adapter)
+
+def log_probs(backend, weights="policy"):
+    with torch.no_grad():
+        return backend.forward(weights, batch)[0]
+
+def step(backend):
+    log_probs, _ = backend.forward("policy", batch, train=True)
+    backend.backward(log_probs.sum())
+    backend.step()
+
+for stage in (0, 1, 2, 3):
+    if dtype == "bf16" and stage == 0:
+        continue
+    actor, backend = start(stage)
+    base = log_probs(backend)
+    assert torch.equal(log_probs(backend, "reference"), base) and torch.equal(log_probs(backend, "anchor"), base)
+    for _ in range(2):
+        step(backend)
+    trained = log_probs(backend)
+    assert not torch.allclose(trained, base, atol=1e-2)
+    assert torch.equal(log_probs(backend, "reference"), base) and torch.equal(log_probs(backend, "anchor"), base)
+    assert torch.equal(log_probs(backend), trained)
+    backend.update_anchor(0.0)
+    assert torch.equal(log_probs(backend, "anchor"), trained)
+    whole, average = backend.anchor.state_dict(), backend.anchor.average
+    assert set(whole) == set(backend.adapter.parameters)
+    backend.anchor = AdapterAnchor(actor.actor, stage)
+    assert torch.equal(log_probs(backend, "anchor"), base)
+    backend.anchor.load_state_dict(whole)
+    assert all(torch.equal(value, average[name]) for name, value in backend.anchor.average.items())
+    assert torch.equal(log_probs(backend), trained)
+
+    actor.connect_engines(Keep)
+    actor.send_weights()
+    sums = actor.weight_sums()
+    assert torch.equal(log_probs(backend), trained)
+    out = f"{folder}/{stage}"
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    backend.strategy.save_model(actor.actor, tokenizer, out + "/adapter")
+    backend.strategy.args.ckpt.merge_lora = True
+    backend.strategy.save_model(actor.actor, tokenizer, out + "/merged")
+    backend.strategy.save_ckpt(actor.actor.model, out + "/ckpt", "one", client_state={"mine": 1})
+    dist.barrier()
+    if dist.get_rank() == 0:
+        sent = actor.sender.sent
+        plain = AutoModelForCausalLM.from_pretrained(path, dtype=sent["lm_head.weight"].dtype)
+        assert sent.keys() == dict(plain.named_parameters()).keys() == sums.keys()
+        assert sums["lm_head.weight"] == (sent["lm_head.weight"].double().sum().item(),
+                                          sent["lm_head.weight"].double().square().sum().item())
+        plain.load_state_dict(sent)
+        merged = AutoModelForCausalLM.from_pretrained(out + "/merged", dtype=sent["lm_head.weight"].dtype)
+        assert all(torch.equal(weight, sent[name]) for name, weight in merged.named_parameters())
+        adapted = AutoModelForCausalLM.from_pretrained(out + "/adapter", dtype=sent["lm_head.weight"].dtype)
+        for model in (plain, adapted):
+            logits = model(batch.sequences).logits.float().log_softmax(-1)[:, :-1]
+            got = logits.gather(-1, batch.sequences[:, 1:, None])[..., 0] * batch.action_mask
+            assert torch.allclose(got, trained, atol=1e-4 if dtype == "fp32" else 5e-2), (stage, got, trained)
+    saved = [torch.load(os.path.join(root, name), weights_only=False)
+             for root, _, names in os.walk(out + "/ckpt") for name in names if name.endswith("model_states.pt")]
+    for state in saved:
+        held = {**(state["module"] or {}), **(state.get("frozen_param_fragments") or {})}
+        assert all(".lora_" in name for name in held), (stage, [n for n in held if ".lora_" not in n][:3])
+    dist.barrier()
+
+    step(backend)
+    after = log_probs(backend)
+    _, backend = start(stage, "one")
+    _, state = backend.strategy.load_ckpt(backend.policy.model, out + "/ckpt")
+    assert state["mine"] == 1
+    assert torch.equal(log_probs(backend), trained), stage
+    step(backend)
+    assert torch.equal(log_probs(backend), after), stage
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_deepspeed_keeps_sends_and_saves_the_adapter(tiny_model, tmp_path, dtype):
+    run_ranks(["-c", STAGES, tiny_model, str(tmp_path), dtype], 2, tmp_path)
