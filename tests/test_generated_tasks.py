@@ -1,16 +1,15 @@
 """The generated tasks: what their rows promise, and that their rewards are exact."""
 
-from itertools import combinations_with_replacement
+import re
 
 import pytest
 
 from openrlhf_apo.data import tiny
-from openrlhf_apo.data.coins import AMOUNTS, LARGER, shortest
-from openrlhf_apo.rewards import coins as coins_reward
+from openrlhf_apo.rewards import pairs as pairs_reward
 from openrlhf_apo.rewards import sorting as sorting_reward
 
 
-@pytest.fixture(scope="module", params=["coins", "sorting"])
+@pytest.fixture(scope="module", params=["pairs", "sorting"])
 def task(request):
     return tiny.TASKS[request.param](seed=3)
 
@@ -27,47 +26,43 @@ def test_held_out_and_shifted_prompts_are_seen_nowhere_else(task):
     assert prompts(task.train) < prompts(task.warm) and len(task.train) == 4096
 
 
-def test_training_keeps_to_its_range_of_numbers():
-    coins, sorting = tiny.coins(3), tiny.sorting(3)
-    assert {row["label"]["amount"] for row in coins.train + coins.held_out} == set(AMOUNTS)
-    assert {row["label"]["amount"] for row in coins.shifted} == set(LARGER)
-    assert {row["label"]["amount"] for row in coins.warm} == set(AMOUNTS) | set(LARGER)
-    assert max(int(row["label"].split()[-1]) for row in sorting.train + sorting.held_out) == 59
-    assert min(int(row["label"].split()[0]) for row in sorting.shifted) == 50
+def test_training_keeps_to_its_range_of_numbers(task):
+    for rows, numbers in ((task.train + task.held_out, range(10, 60)), (task.shifted, range(50, 100))):
+        seen = {int(number) for row in rows for number in re.findall(r"\d+", row["prompt"].split(",")[0])}
+        assert seen == set(numbers)
 
 
 def test_every_completion_of_the_warm_up_is_right():
-    for row in tiny.coins(3).warm[:500]:
-        assert 0 < reward(coins_reward, row["completion"], row["label"]) <= 1
+    worths = [reward(pairs_reward, row["completion"], row["label"]) for row in tiny.pairs(3).warm[:2000]]
+    assert min(worths) > 0 and sum(worths) / 2000 == pytest.approx(0.56, abs=0.02)
+    assert worths.count(1) / 2000 == pytest.approx(0.115, abs=0.02)  # the best pair is rare
     for row in tiny.sorting(3).warm[:500]:
         assert reward(sorting_reward, row["completion"], row["label"]) == 1
-
-
-def test_the_fewest_coins_are_the_fewest():
-    for amount, kinds in [(30, (1, 15, 20, 25)), (47, (1, 5, 10, 25)), (12, (1, 4, 6, 9)), (19, (1, 7, 8, 30))]:
-        payments = (c for n in range(1, 20) for c in combinations_with_replacement(kinds, n) if sum(c) == amount)
-        assert sorted(shortest(kinds)[amount]) == list(next(payments))
 
 
 @pytest.mark.parametrize(
     "answer, worth",
     [
-        ("25+20+2", 1.0),
-        ("20+25+2", 1.0),
-        ("25+20+1+1", 0.75),
-        ("25+10+10+1+1", 0.0),  # there is no 10
-        ("25+20+1", 0.0),
-        ("25+20+2+0", 0.0),
-        ("25 + 20 + 2", 0.0),
-        ("25+20+2+", 0.0),
+        ("30+40", 1.0),
+        ("40+30", 1.0),
+        ("20+40", 5 / 6),
+        ("10+20", 1 / 6),
+        ("10+40", 4 / 6),  # as good as 20+30
+        ("40+50", 0.0),  # above the limit
+        ("30+30", 0.0),  # there is one 30
+        ("30+41", 0.0),
+        ("30", 0.0),
+        ("30 + 40", 0.0),
+        ("10+20+30", 0.0),
         ("", 0.0),
-        ("٢٥+20+2", 0.0),
-        ("1" * 5000, 0.0),
+        ("٣٠+40", 0.0),
+        ("1" * 5000 + "+1", 0.0),
     ],
 )
-def test_worth_of_a_payment(answer, worth):
-    label = {"amount": 47, "coins": [1, 2, 20, 25], "fewest": 3}
-    assert reward(coins_reward, answer, label) == worth
+def test_worth_of_a_pair(answer, worth):
+    # The allowed sums are 30, 40, 50, 50, 60, 70.
+    label = {"numbers": [10, 20, 30, 40, 99], "limit": 70}
+    assert reward(pairs_reward, answer, label) == pytest.approx(worth)
 
 
 @pytest.mark.parametrize(

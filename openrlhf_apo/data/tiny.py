@@ -4,7 +4,7 @@ r"""The smallest thing that learns: generated arithmetic and a Qwen3-shaped mode
 
 writes train.jsonl, eval.jsonl and model/. A question is a sum ("What is 27 + 38?") or a short story ("Tom has 12
 pens and buys 7 more. How many pens?"); the model has learned to answer `12+7=\boxed{19}`, not always rightly.
-`--task coins` and `--task sorting` make other tasks (coins.py, sorting.py), and shifted.jsonl beside eval.jsonl.
+`--task pairs` and `--task sorting` make other tasks (pairs.py, sorting.py), and shifted.jsonl beside eval.jsonl.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import logging
 import random
 from pathlib import Path
 
-from openrlhf_apo.data.coins import coins
+from openrlhf_apo.data.pairs import pairs
 from openrlhf_apo.data.sorting import sorting
 from openrlhf_apo.data.tasks import Task
 from openrlhf_apo.data.warm_model import WarmModel, build_warm_model
@@ -79,7 +79,7 @@ def arithmetic(seed: int) -> Task:
     return Task(warm, train, held_out, shifted=[], steps=1500, target=0.35)
 
 
-TASKS = {make.__name__: make for make in (arithmetic, coins, sorting)}
+TASKS = {make.__name__: make for make in (arithmetic, pairs, sorting)}
 
 
 def build_tiny(out_dir, task: Task, seed: int = 0) -> WarmModel:
