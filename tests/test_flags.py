@@ -47,6 +47,7 @@ VALUES = {
     "reward.remote_url": "http://localhost:2",
     "rollout.batch_size": "512",
     "rollout.n_samples_per_prompt": "4",
+    "rollout.vllm_generate_batch_size": "2048",
     "train.batch_size": "64",
     "vllm.sync_backend": "nccl",
 }
@@ -248,6 +249,7 @@ ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
         ("--apo.load_rollouts ROLLOUTS --vllm.num_engines 1", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --apo.check_weights", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --rollout.top_p 0.9", ROLLOUTS),
+        ("--apo.load_rollouts ROLLOUTS --rollout.vllm_generate_batch_size 4096", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --data.max_len 64", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --train.num_episodes 2", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --reward.timeout 2", ROLLOUTS),
@@ -350,6 +352,7 @@ def test_refused_with_a_gpu(argv, message, packages):
         (f"{OPENRLHF_SEQ} --algo.advantage.is_correction_gating tv", "is bounded from above only"),
         ("--loss openrlhf --rollout.n_samples_per_prompt 1", "but for --algo.advantage.estimator reinforce and flash"),
         ("--reward.max_failures -1", "must not be negative"),
+        ("--rollout.batch_size 64 --rollout.vllm_generate_batch_size 32", "every rollout would be short"),
         ("--algo.dynamic_filtering_enable --algo.dynamic_filtering_range 1 0", "the second must be above the first"),
         ("--rollout.batch_size 16 --actor.num_gpus_per_node 200", "are not one for each of 200 ranks"),
         ("--use_ms", "--use_ms needs the package modelscope: pip install 'modelscope'"),

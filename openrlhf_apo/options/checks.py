@@ -76,6 +76,12 @@ def check_settings(args: SimpleNamespace) -> None:
 
 def _check_batches(args: SimpleNamespace) -> None:
     group, rollout, step = args.rollout.n_samples_per_prompt, args.rollout.batch_size, args.train.batch_size
+    generated = args.rollout.vllm_generate_batch_size
+    if generated < rollout:
+        raise OptionError(
+            f"--rollout.vllm_generate_batch_size {generated} is below --rollout.batch_size {rollout}: every rollout "
+            "would be short; raise it, or drop it"
+        )
     if step % group:
         raise OptionError(
             f"--train.batch_size {step} (samples per optimizer step) is not made of whole groups of {group} "

@@ -69,7 +69,7 @@ CONDITIONS = [
         "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
         "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
         "reward.remote_url reward.timeout reward.max_failures reward.isolate apo.check_weights apo.sync "
-        "rollout.max_engine_restarts apo.max_mismatch",
+        "rollout.max_engine_restarts rollout.vllm_generate_batch_size apo.max_mismatch",
         "with --apo.load_rollouts, which neither samples nor scores",
         lambda v: bool(v["apo.load_rollouts"]),
     ),

@@ -39,7 +39,6 @@ FREE = (
     "rollout.max_engine_restarts",
     "rollout.max_tokens_per_gpu",
     "rollout.micro_batch_size",
-    "rollout.vllm_generate_batch_size",
     "runtime",
     "train.colocate_",
     "train.dynamic_batch_enable",

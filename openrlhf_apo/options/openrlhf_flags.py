@@ -84,7 +84,8 @@ FLAGS: dict[str, Flag] = {
         Use(
             "differs",
             "on by default for dapo; keeps groups with unequal rewards, and replaces the others in batches of "
-            "--rollout.batch_size from the same episode, at most --apo.max_generations of them",
+            "--rollout.vllm_generate_batch_size from the same episode, at most --apo.max_generations of them; what is "
+            "too much is kept for the next rollouts",
         ),
         _NO_FILTER,
     ),
@@ -209,7 +210,19 @@ FLAGS: dict[str, Flag] = {
     ),
     "rollout.temperature": works(within="(0, inf)"),
     "rollout.top_p": works(within="(0, 1]"),
-    "rollout.vllm_generate_batch_size": nowhere("an engine is given all of --rollout.batch_size at once"),
+    "rollout.vllm_generate_batch_size": ours(
+        Use(
+            "differs",
+            "prompts that go to the engine at once, at least --rollout.batch_size; without --train.async_enable, too. "
+            "What a rollout has no room for is kept for the next ones of the episode",
+        ),
+        Use(
+            "refused",
+            "OpenRLHF asks for --train.async_enable beside it",
+            "has no effect with --loss {loss}: drop it, or use another loss",
+        ),
+        **COUNT,
+    ),
     "train.agent_func_path": nowhere("the engine samples whole answers, and knows no turns"),
     "train.async_*": _TAKE_TURNS,
     "train.batch_size": differs("must be whole groups of --rollout.n_samples_per_prompt", **COUNT),

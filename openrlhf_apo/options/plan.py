@@ -105,6 +105,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         guidance=build(owners.GUIDANCE, args) if args.guidance.enable else None,
         group_filter=group_filter,
         max_generations=args.apo.max_generations,
+        generate_batch=args.rollout.vllm_generate_batch_size,
         save_rollouts=args.apo.save_rollouts,
         saved_rollouts=args.apo.load_rollouts,
         check_every_sync=args.apo.check_weights,

@@ -86,6 +86,8 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     by_tokens = getattr(args, "train.dynamic_batch_enable")
     if args.loss != OPENRLHF:
         setattr(args, "train.dynamic_batch_enable", False)  # OpenRLHF packs samples beside it, always
+    generate_batch = getattr(args, "rollout.vllm_generate_batch_size")
+    setattr(args, "rollout.vllm_generate_batch_size", None)  # OpenRLHF buffers a surplus in its asynchronous mode only
     parsed = vars(args).copy()
     try:
         settings, said = upstream_checks(args)
@@ -94,6 +96,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     _refuse_overrides(parsed, settings, given, said)
     settings.given = dict(sorted(origin.items()))
     settings.train.dynamic_batch_enable = by_tokens
+    settings.rollout.vllm_generate_batch_size = generate_batch or settings.rollout.batch_size
     _make_paths_absolute(settings)
     check_settings(settings)
     check_cluster(settings)

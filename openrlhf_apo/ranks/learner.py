@@ -114,7 +114,9 @@ class Learner:
             total_loss += loss.item()
             log_prob_sums += detached.double().sum(-1).tolist()
             log_ratio_sums += (detached - old).double().sum(-1).tolist()
-            tokens["mismatch"] = (detached - batch.rollout_log_probs.to(detached)).abs()
+            tokens["fresh"] = batch.fresh.to(detached).expand_as(detached)
+            # What the policy has learned since it sampled a stale answer is no fault of the engine's.
+            tokens["mismatch"] = (detached - batch.rollout_log_probs.to(detached)).abs() * tokens["fresh"]
             counted = mask * share.column("real", mask)
             num_tokens += counted.sum().item()
             for name, values in tokens.items():

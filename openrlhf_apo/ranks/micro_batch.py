@@ -17,6 +17,7 @@ class MicroBatch:
     attention_mask: Tensor  # [B, T]
     action_mask: Tensor  # [B, T-1], 1 where the next token is a response token
     rollout_log_probs: Tensor  # [B, T-1] float32, 0 outside the response
+    fresh: Tensor  # [B, 1], 0 for a sample of an earlier policy
 
     @classmethod
     def of(cls, samples: list[Sample], pad_token_id: int) -> "MicroBatch":
@@ -34,6 +35,7 @@ class MicroBatch:
             rollout_log_probs=padded(
                 [[0.0] * (p - 1) + s.rollout_log_probs for p, s in zip(prompts, samples, strict=True)], torch.float32
             ),
+            fresh=torch.tensor([[float(not s.stale)] for s in samples]),
         )
 
     def to(self, device) -> "MicroBatch":

@@ -9,9 +9,10 @@ and
 - α: `alpha`, `confidence` (c_t), `improvement` (p_t), `reward_baseline`, `reward_scale`, `ess` (ESS/P), `ess_outcome`
   (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
 - group policies: `divergence`, `entropy_p` and `entropy_q` (over log P), `max_weight`, `log_ratio_std` [nats]
-- samples: `rollout_mismatch`, `response_length` [tokens], `truncated_fraction`, `token_entropy` (−mean log π of the
-  sampled tokens, an estimate of the entropy per token) [nats]; `generations`, `filtered_groups` and `unused_groups`
-  of dynamic sampling, `guidance_tokens` of guidance
+- samples: `rollout_mismatch` (of the groups that are not stale), `response_length` [tokens], `truncated_fraction`,
+  `token_entropy` (−mean log π of the sampled tokens, an estimate of the entropy per token) [nats]; `generations` and
+  `filtered_groups` of dynamic sampling; `stale_groups`, sampled by an earlier policy, and `surplus_groups`, left for
+  the next rollouts; `guidance_tokens` of guidance
 - objectives: `loss`; `clipped_fraction` of tokens and `ppo_kl` [nats] of token objectives; `kl` to the reference and
   `entropy` per token [nats] where they are measured; `adrpo_beta_mean`, `adrpo_beta_max`; `clip_low`, `clip_high` and
   `positive_share` of bapo; `conflict_fraction` of gtpo

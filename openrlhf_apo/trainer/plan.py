@@ -95,6 +95,7 @@ class RunPlan:
     guidance: Guidance | None = None
     group_filter: GroupFilter | None = None
     max_generations: int = 1
+    generate_batch: int | None = None  # prompts that go to the engine at once; None: those of a rollout
     save_rollouts: str | None = None
     saved_rollouts: str | None = None
     check_every_sync: bool = False

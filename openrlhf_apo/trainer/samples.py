@@ -34,6 +34,7 @@ class Sample:
     reward: float = None  # type: ignore[assignment]
     score: float | None = None  # what dynamic filtering looks at, where the reward function gives it beside the reward
     extra: dict[str, float] = field(default_factory=dict)  # `extra_logs` of the reward function, for the metrics
+    stale: bool = False  # sampled by the policy of an earlier rollout than the one that trains on it
 
     @property
     def total_length(self) -> int:

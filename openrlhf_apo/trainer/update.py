@@ -56,7 +56,8 @@ class Update:
         self.policy.load_steps([[sample for group in step for sample in group] for step in steps])
         self.objective.begin_rollout(rollout, len(steps))
         inner: dict[str, list] = defaultdict(list)
-        mismatch, advantages = 0.0, None
+        mismatch: float | None = None
+        advantages = None
         for update in range(self.epochs * len(steps)):
             index = update % len(steps)
             step = self._step(steps[index], index, update, rollout)
@@ -66,8 +67,9 @@ class Update:
             self.regularizer.add(terms, step)
             report = self.policy.apply(index, terms)
             means = report.token_means
-            step_mismatch = means.pop("mismatch")
-            mismatch = step_mismatch if update == 0 else mismatch  # later updates have left the weights that sampled
+            gap, fresh = means.pop("mismatch"), means.pop("fresh")
+            if update == 0 and fresh > 0:  # later updates have left the weights that sampled
+                mismatch = gap / fresh
             varied = step.rewards.max(-1).values > step.rewards.min(-1).values
             metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
             metrics |= self.objective.after_update(step, report) | means
@@ -80,7 +82,8 @@ class Update:
                 inner[key].append(value)
         result = {key: values[-1] for key, values in inner.items()}
         result |= {f"inner/{key}": values for key, values in inner.items()}
-        result["rollout_mismatch"] = mismatch
+        if mismatch is not None:
+            result["rollout_mismatch"] = mismatch
         if advantages is not None:
             result["first_advantages"] = advantages[: len(groups[0])].tolist()
         return result
