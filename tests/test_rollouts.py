@@ -41,8 +41,8 @@ class RewardByGroup:
     def __init__(self, period: int):
         self.period = period
 
-    def __call__(self, prompts, responses, labels, max_failures):
-        numbers = [tuple(map(int, response.split())) for response in responses]
+    def __call__(self, answers, max_failures):
+        numbers = [tuple(map(int, answer.response.split())) for answer in answers]
         return [Reward(float(token > 2 and group % self.period == 0)) for group, token in numbers]
 
 

@@ -7,24 +7,17 @@ from openrlhf_apo.data.prompt_rows import load_prompts
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.rewards.function import FunctionReward
 from openrlhf_apo.rewards.isolated import IsolatedReward
+from openrlhf_apo.rewards.reward import RewardFunction
 from openrlhf_apo.rewards.verifier import MathVerifyReward
+from openrlhf_apo.rewards.weighted import WeightedReward
 from openrlhf_apo.trainer.assemble import Inputs
-from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.plan import RewardPart, RewardPlan, RunPlan
 from openrlhf_apo.trainer.scoring import Scorer
 
 
 def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
     """args: OpenRLHF's settings, for its reader. Raises DataError or OptionError, naming the fix."""
-    if plan.reward.function is not None:
-        reward = FunctionReward(plan.reward.function)
-    elif plan.reward.urls is None:
-        reward = MathVerifyReward(plan.reward.timeout)
-    elif plan.reward.isolate:
-        reward = IsolatedReward(plan.reward.urls[0], plan.reward.timeout)
-    else:
-        from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF
-
-        reward = RemoteReward(plan.reward.urls, plan.reward.timeout)
+    reward = _reward(plan.reward)
     common = {
         "seed": plan.schedule.seed,
         "label_key": plan.data.label_key,
@@ -58,6 +51,25 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
             **common,
         )
     return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def _reward(plan: RewardPlan) -> RewardFunction:
+    parts = {part.name: (_reward_part(part, plan.isolate), part.weight) for part in plan.parts}
+    if len(parts) == 1:
+        return next(iter(parts.values()))[0]
+    return WeightedReward(parts)
+
+
+def _reward_part(part: RewardPart, isolate: bool) -> RewardFunction:
+    if part.function is not None:
+        return FunctionReward(part.function)
+    if part.urls is None:
+        return MathVerifyReward(part.timeout)
+    if isolate and part.is_file:
+        return IsolatedReward(part.urls[0], part.timeout)
+    from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF
+
+    return RemoteReward(part.urls, part.timeout)
 
 
 def make_tokenizer(args: SimpleNamespace):

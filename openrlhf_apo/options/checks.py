@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options import owners
+from openrlhf_apo.options.rewards import CHOICES, check_words
 
 # OpenRLHF's estimators whose advantages need no group.
 SINGLE_SAMPLE_ESTIMATORS = ("reinforce", "flash_reinforce")
@@ -24,16 +25,12 @@ def check_inputs(args: argparse.Namespace) -> None:
         return
     if not getattr(args, "data.prompt_dataset"):
         raise OptionError("--data.prompt_dataset is missing: a file, folder or hub name")
-    name = getattr(args, "reward.name")
-    if name and url:
+    words = getattr(args, "reward.name")
+    if words and url:
         raise OptionError("--reward and --reward.remote_url are both set: choose one")
-    if name not in (None, "math_verify"):
-        raise OptionError(f"--reward {name}: no such reward; give --reward FILE.py, a URL (http://...) or math_verify")
-    if not name and not url:
-        raise OptionError("no reward: give --reward FILE.py, a URL (http://...) or math_verify")
-    for file in (url or "").split(","):
-        if file.endswith(".py") and not os.path.isfile(file):
-            raise OptionError(f"--reward.remote_url {file}: no such file")
+    if not words and not url:
+        raise OptionError(f"no reward: {CHOICES}")
+    check_words(*(("--reward", words) if words else ("--reward.remote_url", [url])))
 
 
 def _listdir(path: str) -> list[str]:

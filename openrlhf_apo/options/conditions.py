@@ -68,8 +68,8 @@ CONDITIONS = [
     Condition(
         "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
         "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
-        "reward.remote_url reward.timeout reward.max_failures reward.isolate apo.check_weights apo.sync "
-        "rollout.max_engine_restarts rollout.vllm_generate_batch_size apo.max_mismatch",
+        "reward.remote_url reward.weights reward.timeout reward.max_failures reward.isolate apo.check_weights "
+        "apo.sync rollout.max_engine_restarts rollout.vllm_generate_batch_size apo.max_mismatch",
         "with --apo.load_rollouts, which neither samples nor scores",
         lambda v: bool(v["apo.load_rollouts"]),
     ),
@@ -92,12 +92,15 @@ CONDITIONS = [
     Condition(
         "reward.isolate",
         "where the reward is no .py file (math_verify always has processes of its own)",
-        lambda v: not (v["reward.remote_url"] or "").endswith(".py"),
+        lambda v: not any(word.endswith(".py") for word in [*(v["reward.name"] or []), v["reward.remote_url"] or ""]),
     ),
     Condition(
         "reward.max_failures",
         "with --reward math_verify, for which an answer that cannot be verified is wrong",
-        lambda v: not v["reward.remote_url"],
+        lambda v: v["reward.name"] == ["math_verify"],
+    ),
+    Condition(
+        "reward.weights", "with one reward", lambda v: bool(v["reward.remote_url"]) or len(v["reward.name"] or []) < 2
     ),
     # Evaluation, checkpoints, trackers.
     Condition(

@@ -16,6 +16,7 @@ from openrlhf_apo.options import owners
 from openrlhf_apo.options.manifest import manifest
 from openrlhf_apo.options.owners import build, owner_of
 from openrlhf_apo.options.record import run_record
+from openrlhf_apo.options.rewards import reward_parts
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupPlan, GroupSettings
 from openrlhf_apo.trainer.handles import SamplingSettings
@@ -77,8 +78,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
             label_optional=args.reward.name is None and "data.label_key" not in args.given,
         ),
         reward=RewardPlan(
-            urls=None if args.reward.name else args.reward.remote_url,
-            timeout=args.reward.timeout,
+            parts=() if args.apo.load_rollouts else reward_parts(args),
             max_failures=args.reward.max_failures,
             isolate=args.reward.isolate,
         ),

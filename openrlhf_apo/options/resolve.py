@@ -21,6 +21,7 @@ from openrlhf_apo.options.help_page import HelpAction
 from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
+from openrlhf_apo.options.rewards import kind_of
 from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
 
@@ -62,11 +63,9 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         origin = dict.fromkeys(from_file, args.config) | origin
         parser.set_defaults(**from_file)
         args = parser.parse_args(argv)
-    reward = getattr(args, "reward.name") or ""
-    if not getattr(args, "reward.remote_url") and (
-        reward.endswith(".py") or reward.startswith(("http://", "https://"))
-    ):
-        setattr(args, "reward.remote_url", reward)
+    words = getattr(args, "reward.name") or []
+    if not getattr(args, "reward.remote_url") and len(words) == 1 and kind_of(words[0]) in ("file", "server"):
+        setattr(args, "reward.remote_url", words[0])
         setattr(args, "reward.name", None)
         origin["reward.remote_url"] = origin.pop("reward.name")
     given = set(origin)
@@ -81,8 +80,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     check_values(args, given)
     check_before_openrlhf(args)
     if not getattr(args, "reward.remote_url"):
-        setattr(args, "reward.name", "math_verify")
-        setattr(args, "reward.remote_url", "math_verify")  # OpenRLHF: rewards come without a reward model
+        setattr(args, "reward.remote_url", "trainer")  # for OpenRLHF: rewards come without a reward model
     by_tokens = getattr(args, "train.dynamic_batch_enable")
     if args.loss != OPENRLHF:
         setattr(args, "train.dynamic_batch_enable", False)  # OpenRLHF packs samples beside it, always
@@ -266,10 +264,7 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
             defaults["algo.kl.estimator"] = "k3"  # k1's gradient does not pull towards the reference
     if getattr(args, "apo.load_rollouts"):
         defaults["algo.dynamic_filtering_enable"] = False  # nothing can be sampled anew
-    verified = not getattr(args, "reward.remote_url")
     defaults["data.label_key"] = "label"
-    server = not verified and not getattr(args, "reward.remote_url").endswith(".py")
-    defaults["reward.timeout"] = 10.0 if verified else 900.0 if server else 180.0
     gpus = getattr(args, "actor.num_gpus_per_node")
     if args.runtime == "embedded":
         defaults |= {"ds.attn_implementation": "sdpa", "ds.param_dtype": "fp32"}

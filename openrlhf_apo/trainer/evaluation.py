@@ -10,8 +10,8 @@ from openrlhf_apo.trainer.scoring import Scorer
 
 
 class Evaluation:
-    """`eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k; of graded rewards, `eval/score_mean`
-    and `eval/score_best<k>` (metrics.py).
+    """`eval/pass1` is the mean score, `eval/pass<k>` the mean of the best of k; of graded scores, `eval/score_mean`
+    and `eval/score_best<k>` (metrics.py). An answer without a score has its reward as one.
 
     every: rollouts between evaluations, None for none; ends: also before the first and after the last rollout.
     """
@@ -29,17 +29,17 @@ class Evaluation:
     def run(self, engine: EngineHandle, scorer: Scorer) -> dict[str, float]:
         samples = scorer.score(engine.generate(self.prompts, self.settings))
         groups = whole_groups(samples, self.settings.samples_per_prompt)
-        rewards = [[sample.reward for sample in group] for group in groups]
-        metrics = {"eval/pass1": statistics.fmean(statistics.fmean(group) for group in rewards)}
+        scores = [[sample.score_or_reward for sample in group] for group in groups]
+        metrics = {"eval/pass1": statistics.fmean(statistics.fmean(group) for group in scores)}
         if self.settings.samples_per_prompt > 1:
-            metrics[f"eval/pass{self.settings.samples_per_prompt}"] = statistics.fmean(map(max, rewards))
+            metrics[f"eval/pass{self.settings.samples_per_prompt}"] = statistics.fmean(map(max, scores))
         sources = {group[0].datasource for group in groups}
         if len(sources) > 1:
             for source in sorted(sources):
                 metrics[f"eval/{source}/pass1"] = statistics.fmean(
-                    sample.reward for group in groups for sample in group if sample.datasource == source
+                    sample.score_or_reward for group in groups for sample in group if sample.datasource == source
                 )
-        if any(sample.reward not in (0, 1) for sample in samples):
+        if any(sample.score_or_reward not in (0, 1) for sample in samples):
             metrics = {as_score(key): value for key, value in metrics.items()}
         metrics["eval/response_length"] = statistics.fmean(len(s.response_ids) for s in samples)
         metrics["eval/truncated_fraction"] = statistics.fmean(s.truncated for s in samples)

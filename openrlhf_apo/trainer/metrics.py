@@ -4,8 +4,8 @@ Keys that scripts and the report rely on; a signal that a mode does not have is 
 
 - `step`: the number of the rollout, from 1; 0 is the evaluation before training
 - rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`, `verifier_failures`; `score_mean`
-and
-  `reward/<name>` where a reward function gives `scores` and `extra_logs`
+  and `reward/<name>` where a reward function gives `scores` and `extra_logs`, and of several rewards: the first one's,
+  and each one's by its name
 - α: `alpha`, `confidence` (c_t), `improvement` (p_t), `reward_baseline`, `reward_scale`, `ess` (ESS/P), `ess_outcome`
   (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
 - group policies: `divergence`, `entropy_p` and `entropy_q` (over log P), `max_weight`, `log_ratio_std` [nats]
@@ -19,9 +19,10 @@ and
 - recovery: `restarts` of the whole run, `engine_restarts`
 - machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]
-- evaluations, on the line of the rollout they follow: `eval/pass1`, the mean reward, and `eval/pass<k>`, the mean of
-  the best of k, where all rewards of the evaluation are 0 or 1. Where one is not, nothing was passed or failed, and
-  they are `eval/score_mean` and `eval/score_best<k>`. `eval/<source>/...` for each data set where there are several
+- evaluations, on the line of the rollout they follow: `eval/pass1`, the mean score (of a reward without scores, the
+  mean reward), and `eval/pass<k>`, the mean of the best of k, where all of the evaluation are 0 or 1. Where one is
+  not, nothing was passed or failed, and they are `eval/score_mean` and `eval/score_best<k>`. `eval/<source>/...` for
+  each data set where there are several
 - `inner/<key>`: a list, one value per optimizer step inside the rollout
 """
 

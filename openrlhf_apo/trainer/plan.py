@@ -43,15 +43,32 @@ class DataPlan:
 
 
 @dataclass(frozen=True)
-class RewardPlan:
-    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call. isolate: the file runs
-    in processes of its own. function: in place of both, a Python function of prompt, response and label."""
+class RewardPart:
+    """One of the rewards that are added up. urls: None for math_verify, else a .py file or HTTP servers. timeout:
+    seconds of a call. function: in place of both, a Python function of prompt, response and label."""
 
+    name: str
     urls: list[str] | None
     timeout: float
+    weight: float = 1.0
+    function: Callable[[str, str, Any], float] | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return self.urls is not None and self.urls[0].endswith(".py")
+
+    @property
+    def is_math_verify(self) -> bool:
+        return self.urls is None and self.function is None
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """isolate: files run in processes of their own."""
+
+    parts: tuple[RewardPart, ...]
     max_failures: int
     isolate: bool = False
-    function: Callable[[str, str, Any], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class GroupFilter:
         rewards = [sample.reward for sample in group]
         if min(rewards) == max(rewards):
             return False
-        scores = [sample.reward if sample.score is None else sample.score for sample in group]
-        return self.mean_range is None or self.mean_range[0] < statistics.fmean(scores) < self.mean_range[1]
+        mean = statistics.fmean(sample.score_or_reward for sample in group)
+        return self.mean_range is None or self.mean_range[0] < mean < self.mean_range[1]
 
 
 class EngineRollouts:
