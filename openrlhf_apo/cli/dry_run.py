@@ -20,7 +20,7 @@ def dry_run(plan: RunPlan, args: SimpleNamespace) -> None:
     Raises DataError or OptionError, one line, as the run would.
     """
     with redirect_stdout(sys.stderr):  # what libraries and the reward print
-        inputs = read_inputs(plan, args, make_tokenizer(args))
+        inputs = read_inputs(plan, args, make_tokenizer(args), lambda sequences: [])  # a reward model is not asked
         if inputs.prompts is not None:
             _try_reward_files(plan, inputs.scorer.reward, inputs.prompts.rows[0])
     for flag, origin in args.given.items():

@@ -28,9 +28,10 @@ def check_inputs(args: argparse.Namespace) -> None:
     words = getattr(args, "reward.name")
     if words and url:
         raise OptionError("--reward and --reward.remote_url are both set: choose one")
-    if not words and not url:
-        raise OptionError(f"no reward: {CHOICES}")
-    check_words(*(("--reward", words) if words else ("--reward.remote_url", [url])))
+    if not words and not url and not getattr(args, "reward.model_name_or_path"):
+        raise OptionError(f"no reward: {CHOICES}, or --reward.model_name_or_path")
+    check_words("--reward", words or [])
+    check_words("--reward.remote_url", [url] if url else [])
 
 
 def _listdir(path: str) -> list[str]:

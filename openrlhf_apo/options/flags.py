@@ -123,7 +123,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="W",
-        help="one for each of several rewards, in their order (default 1 for all)",
+        help="one for each of several rewards, in their order, a reward model's last (default 1 for all)",
     )
     add(
         "--reward.timeout",

@@ -61,6 +61,8 @@ def manifest(args: SimpleNamespace) -> dict:
         found["loss_path"] = _file(Path(args.loss_path))
     del found["reward.name"], found["reward.remote_url"]
     if not args.apo.load_rollouts:
+        if args.reward.model_name_or_path:
+            found["reward.model_name_or_path"] = _model(args.reward.model_name_or_path)
         found["reward"] = " ".join(map(_reward, reward_words(args)))
     return json.loads(json.dumps(found))  # tuples are lists there
 

@@ -75,7 +75,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
             evaluation=args.eval.dataset,
             evaluation_split=args.eval.split,
             label_key=args.data.label_key,
-            label_optional=args.reward.name is None and "data.label_key" not in args.given,
+            label_optional="math_verify" not in (args.reward.name or ()) and "data.label_key" not in args.given,
         ),
         reward=RewardPlan(
             parts=() if args.apo.load_rollouts else reward_parts(args),

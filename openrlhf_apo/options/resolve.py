@@ -21,7 +21,7 @@ from openrlhf_apo.options.help_page import HelpAction
 from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
-from openrlhf_apo.options.rewards import kind_of
+from openrlhf_apo.options.rewards import OURS, kind_of
 from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
 
@@ -80,7 +80,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     check_values(args, given)
     check_before_openrlhf(args)
     if not getattr(args, "reward.remote_url"):
-        setattr(args, "reward.remote_url", "trainer")  # for OpenRLHF: rewards come without a reward model
+        setattr(args, "reward.remote_url", OURS)  # or OpenRLHF would score with its reward model, and with that alone
     by_tokens = getattr(args, "train.dynamic_batch_enable")
     if args.loss != OPENRLHF:
         setattr(args, "train.dynamic_batch_enable", False)  # OpenRLHF packs samples beside it, always
@@ -109,8 +109,9 @@ def _make_paths_absolute(settings: SimpleNamespace) -> None:
     """Each actor of a cluster has a working directory of its own: paths are meant from where the command was given."""
     settings.ckpt.output_dir = os.path.abspath(settings.ckpt.output_dir)
     settings.ckpt.path = os.path.abspath(settings.ckpt.path)
-    if os.path.isdir(settings.actor.model_name_or_path):
-        settings.actor.model_name_or_path = os.path.abspath(settings.actor.model_name_or_path)
+    for model in (settings.actor, settings.reward):
+        if model.model_name_or_path and os.path.isdir(model.model_name_or_path):
+            model.model_name_or_path = os.path.abspath(model.model_name_or_path)
 
 
 def _refuse_overrides(parsed: dict, settings: SimpleNamespace, given: set[str], said: list[str]) -> None:
@@ -279,7 +280,13 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
             "vllm.enforce_eager": True,
             "train.max_tokens_per_gpu": CPU_TOKENS,
         }
-    return defaults | {"ref.num_nodes": getattr(args, "actor.num_nodes"), "ref.num_gpus_per_node": gpus}
+    nodes = getattr(args, "actor.num_nodes")
+    return defaults | {
+        "ref.num_nodes": nodes,
+        "ref.num_gpus_per_node": gpus,
+        "reward.num_nodes": nodes,
+        "reward.num_gpus_per_node": gpus,
+    }
 
 
 def _of_the_loss(loss: str) -> dict:

@@ -12,6 +12,7 @@ from openrlhf_apo.trainer.plan import RewardPart
 
 Kind = Literal["math_verify", "file", "server"]
 SECONDS: dict[Kind, float] = {"math_verify": 10.0, "file": 180.0, "server": 900.0}  # default of --reward.timeout
+OURS = "trainer"  # --reward.remote_url to OpenRLHF, where rewards come from neither a file nor servers alone
 CHOICES = "give --reward FILE.py, a URL (http://...) or math_verify"
 
 
@@ -40,17 +41,20 @@ def check_words(flag: str, words: Sequence[str]) -> None:
 
 
 def reward_words(args: SimpleNamespace) -> list[str]:
-    """One per reward."""
-    return args.reward.name or [",".join(args.reward.remote_url)]
+    """One per reward that is no model."""
+    if args.reward.name or args.reward.remote_url == [OURS]:
+        return args.reward.name or []
+    return [",".join(args.reward.remote_url)]
 
 
 def reward_parts(args: SimpleNamespace) -> tuple[RewardPart, ...]:
-    """The rewards that are added up, in their order. A file is called by its name without .py."""
-    words = reward_words(args)
+    """The rewards that are added up, in their order, a reward model last. A file is called by its name without .py."""
+    words, model = reward_words(args), args.reward.model_name_or_path
+    weights = _weights(args, len(words) + bool(model))
     kinds: list[Kind] = [kind for word in words if (kind := kind_of(word))]
     servers = 0
     parts: list[RewardPart] = []
-    for word, kind, weight in zip(words, kinds, _weights(args, len(words)), strict=True):
+    for word, kind, weight in zip(words, kinds, weights, strict=False):
         name = Path(word).stem if kind == "file" else kind
         if kind == "server":
             servers += 1
@@ -59,6 +63,10 @@ def reward_parts(args: SimpleNamespace) -> tuple[RewardPart, ...]:
             raise OptionError(f"--reward {' '.join(words)}: two rewards are called {name}: rename a file")
         urls = None if kind == "math_verify" else word.split(",")
         parts.append(RewardPart(name, urls, args.reward.timeout or SECONDS[kind], weight))
+    if model:
+        if "model" in [part.name for part in parts]:
+            raise OptionError("--reward model.py: the reward model is called model: rename the file")
+        parts.append(RewardPart("model", None, math.inf, weights[-1], model=model))
     return tuple(parts)
 
 

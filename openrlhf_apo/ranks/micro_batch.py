@@ -9,6 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 from openrlhf_apo.trainer.samples import Sample
 
 
+def pad_right(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, [B, T] each, of B sequences; 0 where there is no token."""
+    ids = pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
+    return ids, pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in sequences], batch_first=True)
+
+
 @dataclass
 class MicroBatch:
     """B right-padded samples of T tokens."""

@@ -25,6 +25,7 @@ class Answer:
     prompt: str  # after the template
     response: str
     label: object  # as the data has it
+    token_ids: list[int] = field(default_factory=list)  # prompt and response, by the policy's tokenizer
 
 
 class RewardFunction(Protocol):

@@ -70,6 +70,8 @@ def _reward(plan: RunPlan) -> str:
 def _part(part: RewardPart) -> str:
     if part.function is not None:
         return f"the Python function `{part.function.__qualname__}`"
+    if part.model is not None:
+        return f"the reward model `{part.model}`"
     return f"`{' '.join(part.urls or ['math_verify'])}`"
 
 

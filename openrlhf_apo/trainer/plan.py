@@ -45,13 +45,15 @@ class DataPlan:
 @dataclass(frozen=True)
 class RewardPart:
     """One of the rewards that are added up. urls: None for math_verify, else a .py file or HTTP servers. timeout:
-    seconds of a call. function: in place of both, a Python function of prompt, response and label."""
+    seconds of a call. In place of these, function: a Python function of prompt, response and label; or model: the
+    folder or name of a reward model."""
 
     name: str
     urls: list[str] | None
     timeout: float
     weight: float = 1.0
     function: Callable[[str, str, Any], float] | None = None
+    model: str | None = None
 
     @property
     def is_file(self) -> bool:
@@ -59,7 +61,7 @@ class RewardPart:
 
     @property
     def is_math_verify(self) -> bool:
-        return self.urls is None and self.function is None
+        return self.urls is None and self.function is None and self.model is None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class RewardPlan:
     parts: tuple[RewardPart, ...]
     max_failures: int
     isolate: bool = False
+
+    @property
+    def model(self) -> str | None:
+        """The reward model, where one of the parts is one."""
+        return next((part.model for part in self.parts if part.model is not None), None)
 
 
 @dataclass(frozen=True)
