@@ -84,6 +84,25 @@ def test_padding_and_micro_batches_change_rounding_only(reward_model):
     assert rates[1] == pytest.approx(rates[0], abs=1e-5) and rates[2] == pytest.approx(rates[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("actors, duplicates", [(1, 1), (3, 1), (4, 2)])
+def test_actors_share_the_sequences_and_rewards_come_back_in_order(monkeypatch, actors, duplicates):
+    install()
+    from openrlhf_apo.cluster import reward_model
+
+    monkeypatch.setattr(reward_model, "get_all", lambda refs, timeout, what: refs)
+    shares = []
+
+    def rate(micro_batches):
+        shares.append(sum(map(len, micro_batches)))
+        return [float(sum(ids)) for batch in micro_batches for ids in batch]
+
+    actor = SimpleNamespace(rate=SimpleNamespace(remote=rate))
+    ray = reward_model.RayRewardModel(LIMIT, 1.0, False)
+    ray.group = SimpleNamespace(_actor_handlers=[actor] * actors, duplicate_actors=duplicates)
+    assert ray.rate(sequences()) == [float(sum(ids)) for ids in sequences()]
+    assert shares == [-(-9 * duplicates // actors)] * actors
+
+
 def test_a_reward_that_is_not_finite_is_a_failure():
     samples = [Sample(g, f"p{g}", "", "", [1, 2], [g], "r", [-1.0], False) for g in range(3)]
     seen = []
