@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from openrlhf_apo.errors import OptionError
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
 from openrlhf_apo.options.resolve import flatten
 from openrlhf_apo.trainer.metrics import read_metrics
+from openrlhf_apo.trainer.plan import RewardPart
 from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 def train(
     model: str,
     prompts: list[dict],
-    reward_func: Callable[[str, str, Any], float],
+    reward_func: Callable[[str, str, Any], float] | dict[str, tuple[Callable[[str, str, Any], float], float]],
     *,
     output: str,
     held_out: list[dict] | None = None,
@@ -33,7 +35,8 @@ def train(
     """Train a model in this process; the trained one and everything about the run are in the folder `output`.
 
     model: a Hugging Face folder or name. prompts, held_out: rows with `prompt` and, where the reward needs it,
-    `label`. reward_func(prompt, response, label): a finite number. flags: those of the command line, nested as in a
+    `label`. reward_func(prompt, response, label): a finite number; or several that are added up, {name: (function,
+    weight)}, of which the first is the score that evaluations show. flags: those of the command line, nested as in a
     --config file: train(..., loss="apo", rollout={"batch_size": 16}, train={"batch_size": 64}). Of those of rewards,
     `reward.max_failures`.
 
@@ -67,7 +70,7 @@ def train(
     plan = run_plan(args, argv)
     plan = replace(
         plan,
-        reward=replace(plan.reward, function=reward_func, max_failures=max_failures),
+        reward=replace(plan.reward, parts=_parts(reward_func), max_failures=max_failures),
         data=replace(plan.data, label_optional=True),
     )
     for warning in start_up_warnings(args, plan):
@@ -75,6 +78,20 @@ def train(
     with StopSignals() as stop:
         run(plan, args, console, stop)
     return read_metrics(os.path.join(output, "metrics.jsonl"))
+
+
+def _parts(reward_func: Callable | dict) -> tuple[RewardPart, ...]:
+    rewards = reward_func if isinstance(reward_func, dict) else {"reward_func": (reward_func, 1.0)}
+    parts = []
+    for name, entry in rewards.items():
+        match entry:
+            case (function, int() | float() as weight) if callable(function) and math.isfinite(weight):
+                parts.append(RewardPart(name, None, math.inf, weight, function))
+            case _:
+                raise OptionError(f"reward_func {name!r}: give (function, weight), the weight a finite number")
+    if not parts:
+        raise OptionError("reward_func is empty: give a function, or {name: (function, weight)}")
+    return tuple(parts)
 
 
 def _written(folder: str, name: str, rows: list[dict]) -> str:

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 from real_runs import DIGITS_REWARD
+from tiny_models import save_reward_model
 
 from openrlhf_apo import cpu
 
@@ -107,3 +108,9 @@ def flags(training_flags, sums, tmp_path_factory) -> list[str]:
         *("--data.prompt_dataset", sums, "--data.max_samples", "48", "--data.max_len", "48"),
         *("--reward.remote_url", str(reward), "--rollout.max_new_tokens", "12"),
     ]
+
+
+@pytest.fixture(scope="session")
+def reward_model(tiny_model, tmp_path_factory) -> str:
+    """The tiny model with other weights and a value head, as OpenRLHF saves a reward model."""
+    return save_reward_model(tiny_model, tmp_path_factory.mktemp("reward_model"))

@@ -206,7 +206,7 @@ def test_a_reward_by_path_or_address_is_that_of_remote_url(base, tmp_path):
             for flag in ("--reward", "--reward.remote_url")
         )
         assert short.reward == long.reward and short.given == long.given
-        assert run_plan(short).reward.urls == reward.split(",")
+        assert run_plan(short).reward.parts[0].urls == reward.split(",")
 
 
 def test_missing_arguments_are_named(base):
@@ -323,7 +323,7 @@ REWARD_HEAD = "def reward_func(queries, prompts, labels, **kwargs):\n    "
 )
 def test_a_dry_run_tries_the_reward_file(dry, tmp_path, reward, message, isolate):
     line = one_error(dry(*isolate, reward=reward))
-    assert line.startswith(f"error: --reward.remote_url {tmp_path}/reward.py") and message in line.replace("\\'", "'")
+    assert line.startswith(f"error: the reward {tmp_path}/reward.py") and message in line.replace("\\'", "'")
 
 
 def test_a_model_without_a_tokenizer_is_one_line(base, capsys):

@@ -173,6 +173,7 @@ def settings() -> SimpleNamespace:
         actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=1),
         train=SimpleNamespace(colocate_all=False, colocate_actor_ref=False),
         vllm=SimpleNamespace(num_engines=1, tensor_parallel_size=1),
+        reward=SimpleNamespace(model_name_or_path=None),
         algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0.0)),
         apo=SimpleNamespace(load_rollouts=None),
         logger=SimpleNamespace(actor_logs=False),

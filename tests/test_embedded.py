@@ -19,7 +19,8 @@ from openrlhf_apo.errors import OptionError, RunError
 from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.metrics import read_metrics
-from openrlhf_apo.trainer.samples import Prompt
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import Prompt, whole_groups
 from openrlhf_apo.trainer.stop import StopSignals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -170,6 +171,23 @@ def test_equal_seeds_give_equal_runs(flags, tmp_path, loss):
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert all(row["rollout_mismatch"] < 1e-5 for row in one)
     assert one[-1]["grad_norm"] > 0 and one[-1]["log_ratio_std"] > 0
+
+
+@pytest.mark.parametrize("loss", ["apo", "grpo"])
+def test_the_policys_own_change_is_no_mismatch_of_the_engine(flags, tmp_path, loss):
+    files = RolloutFiles(str(tmp_path / "rollouts"))
+    few = ["--data.max_samples", "24", "--rollout.vllm_generate_batch_size", "20", "--apo.max_mismatch", "1e-4"]
+    rows = run(flags, tmp_path, "--loss", loss, *few, "--apo.save_rollouts", str(files.directory))
+    assert [row["stale_groups"] for row in rows] == [0, 8, 4] and [row["surplus_groups"] for row in rows] == [12, 4, 0]
+    assert [row.get("rollout_mismatch", 0.0) < 1e-5 for row in rows] == [True] * 3
+    assert ["rollout_mismatch" in row for row in rows] == [True, False, True]
+    # The files hold what was trained on: another run from them alone ends in the same weights.
+    stale = [[group[0].stale for group in whole_groups(files.read(number), 8)] for number in (1, 2, 3)]
+    assert stale == [[False] * 8, [True] * 8, [False] * 4 + [True] * 4]
+    kept = [*flags[: flags.index("--data.prompt_dataset")], "--apo.load_rollouts", str(files.directory)]
+    run(kept, tmp_path / "again", "--loss", loss)
+    a, b = weights(tmp_path), weights(tmp_path / "again")
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 RESUMABLE = ["--apo.anchor", "lagged", "--apo.anchor_interval", "2", "--ckpt.save_steps", "1", "--adrpo.enable"]

@@ -113,3 +113,22 @@ def test_a_kept_forward_trains_like_a_new_one(loss, anchor, entropy):
     kept = run(loss, ONE, anchor, entropy)[1]
     again = run(loss, MicroBatchLimit(samples=1), anchor, entropy)[1]
     assert (kept - again).norm() / again.norm() <= 1e-6
+
+
+def mismatch_of(samples: list[list[Sample]]) -> float | None:
+    model = tiny_qwen3(VOCABULARY)
+    policy = OneRank(TorchBackend(model, OPTIMIZER, temperature=1.0), MicroBatchLimit(samples=3), False)
+    objective = GroupObjective(policy, GroupPlan("apo", controller=GuardedAlpha()), VOCABULARY)
+    return Update(policy, objective, groups_per_step=GROUPS, epochs=1).run(samples, 0).get("rollout_mismatch")
+
+
+def test_the_mismatch_is_that_of_fresh_samples():
+    fresh = groups()
+    for sample in (sample for group in fresh[3:] for sample in group):
+        sample.stale, sample.rollout_log_probs = True, [-100.0] * len(sample.response_ids)
+    alone = mismatch_of(fresh[:3])
+    assert alone == pytest.approx(mismatch_of(fresh), rel=1e-5) and alone < 10
+    assert mismatch_of(fresh[3:]) is None
+    for sample in fresh[3]:
+        sample.stale = False
+    assert mismatch_of(fresh) > 10

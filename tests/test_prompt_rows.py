@@ -9,6 +9,7 @@ import pytest
 from openrlhf_apo.data.blended_rows import read_blended_rows
 from openrlhf_apo.data.prompt_rows import load_prompts
 from openrlhf_apo.errors import DataError
+from openrlhf_apo.rewards.reward import Answer
 from openrlhf_apo.rewards.verifier import MathVerifyReward
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -35,7 +36,7 @@ def labels(tmp_path: Path, given: list, **how) -> list:
 
 @pytest.mark.parametrize("label", [NOTHING, None, "", "  "], ids=["missing", "null", "empty", "blank"])
 @pytest.mark.parametrize("others", [["2", "3"], [2, 3], ["2", 3]], ids=["text", "numbers", "mixed"])
-@pytest.mark.parametrize("check", [MathVerifyReward.check_label, lambda label: None], ids=["math_verify", "own"])
+@pytest.mark.parametrize("check", [MathVerifyReward(1.0).check_label, lambda label: None], ids=["math_verify", "own"])
 def test_a_row_without_a_label_is_refused_by_its_number(tmp_path, label, others, check):
     with pytest.raises(DataError, match=r"^row 3 of '.*rows.jsonl' has no label: fill in its 'answer' \(--data.label"):
         labels(tmp_path, [*others, label], check_label=check)
@@ -48,7 +49,7 @@ def test_a_label_that_nobody_asked_for_may_be_missing(tmp_path):
 @pytest.mark.parametrize("label", [[1, 2], {"sum": 3}, True])
 def test_math_verify_refuses_what_is_neither_text_nor_a_number(tmp_path, label):
     with pytest.raises(DataError, match="row 2 of .*: --reward math_verify needs an answer as label"):
-        labels(tmp_path, ["2", label], check_label=MathVerifyReward.check_label)
+        labels(tmp_path, ["2", label], check_label=MathVerifyReward(1.0).check_label)
 
 
 def test_numbers_are_text_to_math_verify(tmp_path, monkeypatch):
@@ -56,8 +57,8 @@ def test_numbers_are_text_to_math_verify(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "openrlhf_apo.rewards.verifier.grade_many", lambda texts, golds, timeout: seen.extend(golds) or []
     )
-    found = labels(tmp_path, [3, 0, "7"], check_label=MathVerifyReward.check_label)
-    MathVerifyReward(1.0)([""] * 3, [""] * 3, found, 0)
+    found = labels(tmp_path, [3, 0, "7"], check_label=MathVerifyReward(1.0).check_label)
+    MathVerifyReward(1.0)([Answer("", "", label) for label in found], 0)
     assert seen == ["3", "0", "7"]
 
 

@@ -1,5 +1,7 @@
 """How a rollout is made: dynamic sampling, guidance, and what training does to rewards and adds to a step."""
 
+import json
+
 import pytest
 import torch
 
@@ -39,8 +41,8 @@ class RewardByGroup:
     def __init__(self, period: int):
         self.period = period
 
-    def __call__(self, prompts, responses, labels, max_failures):
-        numbers = [tuple(map(int, response.split())) for response in responses]
+    def __call__(self, answers, max_failures):
+        numbers = [tuple(map(int, answer.response.split())) for answer in answers]
         return [Reward(float(token > 2 and group % self.period == 0)) for group, token in numbers]
 
 
@@ -54,10 +56,70 @@ def test_groups_of_equal_rewards_are_replaced_by_further_prompts():
     source = rollouts(period=3, keep=GroupFilter(), max_generations=10)
     samples = source.sample(1, Clock())
     assert [s.group_id for s in samples[::P]] == [0, 3, 6, 9]
-    assert source.metrics == {"generations": 3, "filtered_groups": 6, "unused_groups": 0}
+    assert source.metrics == {"generations": 3, "filtered_groups": 6, "stale_groups": 0, "surplus_groups": 0}
     assert source.prompts.position == 10 and len(source) == 6 and not source.exhausted
     assert [s.group_id for s in source.sample(2, Clock())[::P]] == [12, 15, 18]  # of the second episode, which ends
     assert source.exhausted
+
+
+def groups_of(source: EngineRollouts, rollout: int) -> list[tuple[int, bool]]:
+    """(group, stale) of a rollout."""
+    return [(s.group_id, s.stale) for s in source.sample(rollout, Clock())[::P]]
+
+
+def test_what_a_rollout_has_no_room_for_is_trained_on_by_the_next_ones_of_the_episode():
+    source = rollouts(generate_batch=9)
+    assert groups_of(source, 1) == [(0, False), (1, False), (2, False), (3, False)]
+    assert source.metrics == {"generations": 1, "stale_groups": 0, "surplus_groups": 5}
+    assert groups_of(source, 2) == [(4, True), (5, True), (6, True), (7, True)]  # the engine is not asked
+    assert source.metrics == {"generations": 0, "stale_groups": 4, "surplus_groups": 1}
+    assert groups_of(source, 3) == [(9, False), (8, True)]  # fresh ones first; the episode ends
+    assert groups_of(source, 4)[0] == (10, False) and not source.exhausted
+    assert [len(groups_of(source, rollout)) for rollout in (5, 6)] == [4, 2] and source.exhausted and len(source) == 6
+
+
+def test_a_surplus_at_the_end_of_an_episode_is_its_last_rollout():
+    source = rollouts(generate_batch=10)
+    sizes, drawn = [], []
+    for rollout in range(1, len(source) + 1):
+        assert not source.exhausted
+        groups = groups_of(source, rollout)
+        sizes.append(len(groups))
+        drawn += [group for group, _ in groups]
+        assert source.prompts.position == (10 if rollout <= 3 else 20)
+    assert sizes == [4, 4, 2, 4, 4, 2] and drawn == list(range(20)) and source.exhausted
+
+
+def test_a_filter_keeps_its_surplus_too_and_no_good_group_is_lost_or_used_twice():
+    source = rollouts(period=2, keep=GroupFilter(), max_generations=10, generate_batch=6)
+    assert groups_of(source, 1) == [(0, False), (2, False), (4, False), (6, False)]
+    assert source.metrics == {"generations": 2, "filtered_groups": 5, "stale_groups": 0, "surplus_groups": 1}
+    assert groups_of(source, 2) == [(8, True)] and not source.exhausted
+    assert [group for group, _ in groups_of(source, 3) + groups_of(source, 4)] == [10, 12, 14, 16, 18]
+    assert source.exhausted
+
+
+def test_the_surplus_is_part_of_the_state():
+    straight, resumed = rollouts(generate_batch=9), rollouts(generate_batch=9)
+    straight.sample(1, Clock())
+    state = json.loads(json.dumps([straight.prompts.state_dict(), straight.state_dict()]))
+    resumed.prompts.load_state_dict(state[0])
+    resumed.load_state_dict(state[1])
+    for rollout in (2, 3, 4):
+        assert resumed.sample(rollout, Clock()) == straight.sample(rollout, Clock())
+
+
+def test_guidance_counts_the_answers_that_it_guided():
+    class Counted(Guidance):
+        def step(self, accuracy):
+            counted.append(accuracy)
+
+    counted: list[float] = []
+    source = rollouts(period=2, generate_batch=10, guidance=Counted(share=0.5, length=3))
+    source.sample(1, Clock())
+    assert len(counted) == 1 and source.metrics["guidance_tokens"] == 3
+    source.sample(2, Clock())
+    assert len(counted) == 1 and "guidance_tokens" not in source.metrics  # of stale groups alone
 
 
 def test_a_rollout_ends_with_its_episode_and_the_last_one_may_be_short():
@@ -70,7 +132,7 @@ def test_a_rollout_ends_with_its_episode_and_the_last_one_may_be_short():
 def test_a_rollout_that_cannot_be_filled_is_short_and_says_so(caplog):
     source = rollouts(period=3, keep=GroupFilter(), max_generations=2)
     assert [s.group_id for s in source.sample(1, Clock())[::P]] == [0, 3, 6]
-    assert source.metrics == {"generations": 2, "filtered_groups": 5, "unused_groups": 0}
+    assert source.metrics == {"generations": 2, "filtered_groups": 5, "stale_groups": 0, "surplus_groups": 0}
     assert "3 of 4 groups are left after 2 batches" in caplog.text
 
 

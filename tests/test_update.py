@@ -42,7 +42,9 @@ class TablePolicy:
         (gradient,) = torch.autograd.grad((coefficients * sums).sum(), self.logits)
         with torch.no_grad():
             self.logits -= 0.5 * gradient
-        return Report(sums.tolist(), [0.0] * len(sums), gradient.norm().item(), 0.5, 0.0, {"mismatch": 1e-6}, 1.0)
+        return Report(
+            sums.tolist(), [0.0] * len(sums), gradient.norm().item(), 0.5, 0.0, {"mismatch": 1e-6, "fresh": 1.0}, 1.0
+        )
 
     def update_anchor(self, beta):
         self.calls.append(f"update {beta}")

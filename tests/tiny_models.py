@@ -1,6 +1,11 @@
 """Models of a few thousand parameters, made in memory."""
 
+import json
+import shutil
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 
@@ -18,3 +23,20 @@ def tiny_qwen3(vocabulary: int, tied: bool = False) -> PreTrainedModel:
         tie_word_embeddings=tied,
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def save_reward_model(policy: str, to: Path, head: str = "score", **config) -> str:
+    """The policy's folder as that of a reward model: other weights, no output matrix, a value head of one output."""
+    shutil.copytree(policy, to, dirs_exist_ok=True)
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        name: weight + 0.1 * torch.randn(weight.shape, generator=generator)
+        for name, weight in load_file(to / "model.safetensors").items()
+        if name != "lm_head.weight"
+    }
+    hidden = weights["model.norm.weight"].shape[0]
+    weights[f"{head}.weight"] = torch.randn(1, hidden, generator=generator) / hidden**0.5
+    save_file(weights, to / "model.safetensors", {"format": "pt"})
+    settings = json.loads((to / "config.json").read_text()) | {"architectures": ["RewardModel"]} | config
+    (to / "config.json").write_text(json.dumps(settings))
+    return str(to)

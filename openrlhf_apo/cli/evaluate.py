@@ -93,11 +93,11 @@ def _evaluate(own: argparse.Namespace, flags: list[str]) -> list[Score]:
 
 def _scores(greedy: list, sampled: list, samples: int | None) -> list[Score]:
     sources = [group[0].datasource for group in greedy]
-    found = scores("greedy", [group[0].reward for group in greedy], sources)
+    found = scores("greedy", [group[0].score_or_reward for group in greedy], sources)
     sources = [group[0].datasource for group in sampled]
-    passes = all(sample.reward in (0, 1) for group in sampled for sample in group)
+    passes = all(sample.score_or_reward in (0, 1) for group in sampled for sample in group)
     for k in powers_up_to(samples) if samples else ():
-        values = [pass_at_k([sample.reward for sample in group], k) for group in sampled]
+        values = [pass_at_k([sample.score_or_reward for sample in group], k) for group in sampled]
         found += scores(f"pass@{k}" if passes else f"best of {k}", values, sources)
     return found
 

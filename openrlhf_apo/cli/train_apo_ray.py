@@ -80,7 +80,7 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSi
     """-> the exit code, and the one line that says why it is not 0."""
     try:
         if args.runtime == "embedded":
-            if plan.reward.urls is None and not plan.saved_rollouts:
+            if any(part.is_math_verify for part in plan.reward.parts):
                 start_workers()  # of math_verify; they import while this process does
             with quick_imports():
                 from openrlhf_apo.embedded.launch import train  # imports transformers, 2.5 s

@@ -14,6 +14,7 @@ from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engine
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
+from openrlhf_apo.cluster.reward_model import RayRewardModel, reward_group
 from openrlhf_apo.cluster.start import wants_reference
 from openrlhf_apo.data.inputs import make_trackers, read_inputs
 from openrlhf_apo.errors import RunError
@@ -32,14 +33,16 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     """Run `plan` to its end. Bad data is refused before any actor starts."""
     refuse_other_kind(plan.output)
     tokenizer = get_tokenizer(args.actor.model_name_or_path, None, use_fast=not args.data.disable_fast_tokenizer)
-    inputs = read_inputs(plan, args, tokenizer)
+    reward_model = RayRewardModel(plan.micro_batches, plan.timeout, args.train.colocate_all)
+    inputs = read_inputs(plan, args, tokenizer, reward_model.rate)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     if resume is not None and resume.embedded:
         raise RunError(f"the checkpoint {resume.folder} is one of --runtime embedded: go on with that, or start anew")
     write_run_record(plan, inputs.manifest, resume.rollout if resume else None)
     strategy = ApoStrategy(args, _rank_plan(plan), resume.folder.name if resume else None)
-    policy_group, reference_group, engines, engine_pg = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+    started = _start_actors(plan, args, strategy, inputs.optimizer_steps)
+    policy_group, reference_group, reward_model.group, engines, engine_pg = started
     policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)
     engine = RayEngine(engines, engine_pg, policy, tokenizer, _engine_plan(plan, args)) if engines else None
     foreign_update = None
@@ -94,8 +97,8 @@ def _engine_plan(plan: RunPlan, args: SimpleNamespace) -> EnginePlan:
 
 
 def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, max_steps: int):
-    """Policy group, reference group or None, engine actors and their place; all started at once, and waited for
-    together."""
+    """Policy group, reference group or None, reward model's or None, engine actors and their place; all started at
+    once, and waited for together."""
     logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
     num_actors = args.actor.num_nodes * args.actor.num_gpus_per_node
     duplicates = args.ds.ring_attn_size * args.ds.tensor_parallel_size
@@ -121,6 +124,12 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
             duplicates,
         )
 
+    reward = None
+    if plan.reward.model is not None:
+        count = args.reward.num_nodes * args.reward.num_gpus_per_node
+        alone = not args.train.colocate_all
+        reward = reward_group(args, _bundles(count, plan.timeout) if alone else policy_pg, 1 if alone else fraction)
+
     model, timeout = args.actor.model_name_or_path, plan.timeout
     # OpenRLHF's NCCL or CUDA-IPC sync needs the engines up before the policy joins their process group.
     if cpu.has_cuda():
@@ -131,9 +140,11 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
     waits = policy.async_init_model_from_pretrained(strategy, model, max_steps, joined)
     if reference:
         waits += reference.async_init_model_from_pretrained(strategy, model)
+    if reward:
+        waits += reward.async_init_model_from_pretrained(strategy, plan.reward.model)
     waits += [engine.ready.remote() for engine in engines]
     get_all(waits, timeout, "the start of the policy and the engine")
-    return policy, reference, engines, engine_pg
+    return policy, reference, reward, engines, engine_pg
 
 
 def _bundles(count: int, timeout: float) -> PlacementGroup:

@@ -106,7 +106,8 @@ def start_ray(args: SimpleNamespace) -> None:
     if have < needed:
         raise RunError(
             f"the run needs {needed} GPUs, the Ray cluster has {have}: lower --actor.num_gpus_per_node, "
-            "--vllm.num_engines or --ref.num_gpus_per_node, or share GPUs with --train.colocate_all"
+            "--vllm.num_engines, --ref.num_gpus_per_node or --reward.num_gpus_per_node, or share GPUs with "
+            "--train.colocate_all"
         )
 
 
@@ -132,7 +133,8 @@ def gpus_needed(args: SimpleNamespace) -> int:
     reference = 0
     if wants_reference(args) and not args.train.colocate_actor_ref:
         reference = args.ref.num_nodes * args.ref.num_gpus_per_node
-    return actors + engines + reference
+    reward = args.reward.num_nodes * args.reward.num_gpus_per_node if args.reward.model_name_or_path else 0
+    return actors + engines + reference + reward
 
 
 def wants_reference(args: SimpleNamespace) -> bool:

@@ -7,24 +7,21 @@ from openrlhf_apo.data.prompt_rows import load_prompts
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.rewards.function import FunctionReward
 from openrlhf_apo.rewards.isolated import IsolatedReward
+from openrlhf_apo.rewards.model import ModelReward, Rate
+from openrlhf_apo.rewards.reward import RewardFunction
 from openrlhf_apo.rewards.verifier import MathVerifyReward
+from openrlhf_apo.rewards.weighted import WeightedReward
 from openrlhf_apo.trainer.assemble import Inputs
-from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.plan import RewardPart, RewardPlan, RunPlan
 from openrlhf_apo.trainer.scoring import Scorer
 
 
-def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
-    """args: OpenRLHF's settings, for its reader. Raises DataError or OptionError, naming the fix."""
-    if plan.reward.function is not None:
-        reward = FunctionReward(plan.reward.function)
-    elif plan.reward.urls is None:
-        reward = MathVerifyReward(plan.reward.timeout)
-    elif plan.reward.isolate:
-        reward = IsolatedReward(plan.reward.urls[0], plan.reward.timeout)
-    else:
-        from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF
-
-        reward = RemoteReward(plan.reward.urls, plan.reward.timeout)
+def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer, rate: Rate | None = None) -> Inputs:
+    """args: OpenRLHF's settings, for its reader. rate: of the plan's reward model, where it has one. Raises DataError
+    or OptionError, naming the fix."""
+    if plan.reward.model is not None:
+        _check_reward_tokenizer(plan.reward.model, args.actor.trust_remote_code, tokenizer)
+    reward = _reward(plan.reward, rate)
     common = {
         "seed": plan.schedule.seed,
         "label_key": plan.data.label_key,
@@ -58,6 +55,46 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer) -> Inputs:
             **common,
         )
     return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def _reward(plan: RewardPlan, rate: Rate | None) -> RewardFunction:
+    parts = {part.name: (_reward_part(part, plan.isolate, rate), part.weight) for part in plan.parts}
+    if len(parts) == 1:
+        return next(iter(parts.values()))[0]
+    return WeightedReward(parts)
+
+
+def _reward_part(part: RewardPart, isolate: bool, rate: Rate | None) -> RewardFunction:
+    if part.model is not None:
+        assert rate is not None
+        return ModelReward(rate)
+    if part.function is not None:
+        return FunctionReward(part.function)
+    if part.urls is None:
+        return MathVerifyReward(part.timeout)
+    if isolate and part.is_file:
+        return IsolatedReward(part.urls[0], part.timeout)
+    from openrlhf_apo.rewards.remote import RemoteReward  # imports aiohttp and OpenRLHF
+
+    return RemoteReward(part.urls, part.timeout)
+
+
+def _check_reward_tokenizer(path: str, trust_remote_code: bool, tokenizer) -> None:
+    """A reward model reads the policy's tokens as they are, so both need one tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    vocabulary = tokenizer.get_vocab()
+    try:
+        other = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        same = len(other) <= len(other.all_special_tokens) or other.get_vocab() == vocabulary
+    except (OSError, ValueError):  # saved without one, of which transformers at times makes an empty one
+        same = True
+    if not same or config.vocab_size <= max(vocabulary.values()):
+        raise OptionError(
+            f"--reward.model_name_or_path {path} has another tokenizer than the policy, whose tokens it would read: "
+            "use a reward model of the same family, or put it behind a server (--reward http://...)"
+        )
 
 
 def make_tokenizer(args: SimpleNamespace):

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from openrlhf_apo.data.inputs import make_tokenizer, read_inputs
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.launch import load_model
+from openrlhf_apo.embedded.reward_model import load_reward_model
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.plan import RunPlan
@@ -26,7 +27,8 @@ def evaluate(
     used, RunError for answers that cannot be scored.
     """
     tokenizer = make_tokenizer(args)
-    inputs = read_inputs(plan, args, tokenizer)
+    rate = load_reward_model(args, plan.micro_batches).rate if plan.reward.model else None
+    inputs = read_inputs(plan, args, tokenizer, rate)
     assert inputs.prompts is not None
     rows = inputs.prompts.rows
     engine = EmbeddedEngine(load_model(args), tokenizer)

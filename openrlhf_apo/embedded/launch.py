@@ -13,6 +13,7 @@ from openrlhf_apo.data.inputs import make_tokenizer, make_trackers, read_inputs
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
+from openrlhf_apo.embedded.reward_model import load_reward_model
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.model_folder import is_adapter, refuse_other_kind
 from openrlhf_apo.trainer.plan import RunPlan
@@ -30,7 +31,8 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     refuse_other_kind(plan.output)
     torch.manual_seed(plan.schedule.seed)
     tokenizer = make_tokenizer(args)
-    inputs = read_inputs(plan, args, tokenizer)
+    rate = load_reward_model(args, plan.micro_batches).rate if plan.reward.model else None
+    inputs = read_inputs(plan, args, tokenizer, rate)
     logger.info("%s", plan.summary(inputs.optimizer_steps))
     resume = checkpoint_to_resume(plan.output, inputs.manifest)
     write_run_record(plan, inputs.manifest, resume.rollout if resume else None)

@@ -102,6 +102,13 @@ def _check_placement(args: SimpleNamespace) -> None:
             f"--vllm.num_engines x --vllm.tensor_parallel_size is {engines}, and must be {actors} with "
             f"--train.colocate_all, where the engines are on the actor's {actors} GPUs"
         )
+    reward = (args.reward.num_nodes, args.reward.num_gpus_per_node)
+    if args.train.colocate_all and args.reward.model_name_or_path:
+        if reward != (args.actor.num_nodes, args.actor.num_gpus_per_node):
+            raise OptionError(
+                "--reward.num_nodes and --reward.num_gpus_per_node must be the actor's with --train.colocate_all, "
+                "where they share GPUs: drop them"
+            )
     shared = args.train.colocate_all or args.train.colocate_actor_ref
     reference = (args.ref.num_nodes, args.ref.num_gpus_per_node)
     if args.loss == OPENRLHF and shared and args.algo.kl.init_coef > 0:

@@ -14,35 +14,76 @@ def check_model(args: SimpleNamespace) -> None:
     model = args.actor.model_name_or_path
     if is_adapter(model):
         model = _base_of_adapter(args)
-    if not os.path.isdir(model):  # nor is the hub asked for a mistyped folder, which takes a minute of tries offline
-        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
-            raise OptionError(
-                f"--actor.model_name_or_path {model}: no such folder, and no hub name, OWNER/NAME: correct the path"
-            )
-        if os.path.isdir(owner := model.partition("/")[0]):
-            raise OptionError(
-                f"--actor.model_name_or_path {model}: no such folder in {owner}: correct the path (a hub model can be "
-                f"meant only where there is no folder {owner})"
-            )
-    from transformers import AutoConfig
-
-    try:
-        # OpenRLHF loads model and tokenizer with their code allowed, so what brings code is refused before.
-        if not args.actor.trust_remote_code and any(map(_brings_code, _configurations(model))):
-            raise OptionError(
-                f"--actor.model_name_or_path {model} brings its own code: read it, then give --actor.trust_remote_code"
-            )
-        config = AutoConfig.from_pretrained(model, trust_remote_code=args.actor.trust_remote_code)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OptionError):
-            raise
-        raise OptionError(f"--actor.model_name_or_path {model}: {str(error).splitlines()[0]}") from None
+    config = _read_config("--actor.model_name_or_path", model, args.actor.trust_remote_code)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if args.runtime == "ray" and not has_cuda() and not args.apo.load_rollouts and (head_dim < 32 or head_dim % 16):
         raise OptionError(f"--actor.model_name_or_path {model}: vLLM on CPU has no attention for head_dim {head_dim}")
     _check_experts(args, config.to_dict())
     if args.ds.lora.rank:
         _check_lora(args, config)
+    if args.reward.model_name_or_path:
+        _check_reward_model(args)
+
+
+def _check_reward_model(args: SimpleNamespace) -> None:
+    """It has a value head, or OpenRLHF's loader would make one up; and what normalizes its rewards, if asked for."""
+    flag, model = "--reward.model_name_or_path", args.reward.model_name_or_path
+    config = _read_config(flag, model, args.actor.trust_remote_code).to_dict()
+    prefix = config.get("value_head_prefix", args.ds.value_head_prefix)
+    if "ds.value_head_prefix" in args.given and prefix != args.ds.value_head_prefix:
+        raise OptionError(f"--ds.value_head_prefix has no effect: config.json of {model} says {prefix}; drop it")
+    try:
+        names = _weight_names(model)
+    except OSError as error:
+        raise OptionError(f"{flag} {model} has no weights in safetensors: {str(error).splitlines()[0]}") from None
+    if f"{prefix}.weight" not in names:
+        heads = sorted(name.removesuffix(".weight") for name in names if name.count(".") == 1)
+        raise OptionError(
+            f"{flag} {model} has no value head {prefix}.weight: it is no reward model, or give --ds.value_head_prefix"
+            + (f" ({', '.join(heads)} is there)" if heads else "")
+        )
+    if args.reward.normalize_enable and not {"mean", "std"} <= config.keys():
+        raise OptionError(
+            f"--reward.normalize_enable has no effect: config.json of {model} has no mean and std; drop it"
+        )
+
+
+def _weight_names(model: str) -> list[str]:
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    index = cached_file(model, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        with open(index, encoding="utf-8") as file:
+            return list(json.load(file)["weight_map"])
+    weights = cached_file(model, "model.safetensors")
+    if weights is None:  # of a folder without it
+        raise OSError("no model.safetensors there")
+    with safe_open(weights, "pt") as file:
+        return list(file.keys())
+
+
+def _read_config(flag: str, model: str, trust_remote_code: bool):
+    """transformers' configuration of a model that was given by `flag`."""
+    if not os.path.isdir(model):  # nor is the hub asked for a mistyped folder, which takes a minute of tries offline
+        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
+            raise OptionError(f"{flag} {model}: no such folder, and no hub name, OWNER/NAME: correct the path")
+        if os.path.isdir(owner := model.partition("/")[0]):
+            raise OptionError(
+                f"{flag} {model}: no such folder in {owner}: correct the path (a hub model can be "
+                f"meant only where there is no folder {owner})"
+            )
+    from transformers import AutoConfig
+
+    try:
+        # OpenRLHF loads model and tokenizer with their code allowed, so what brings code is refused before.
+        if not trust_remote_code and any(map(_brings_code, _configurations(model))):
+            raise OptionError(f"{flag} {model} brings its own code: read it, then give --actor.trust_remote_code")
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"{flag} {model}: {str(error).splitlines()[0]}") from None
 
 
 def _base_of_adapter(args: SimpleNamespace) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options import owners
+from openrlhf_apo.options.rewards import CHOICES, check_words
 from openrlhf_apo.trainer.kl_controller import LARGEST_ERROR
 
 # OpenRLHF's estimators whose advantages need no group.
@@ -25,16 +26,13 @@ def check_inputs(args: argparse.Namespace) -> None:
         return
     if not getattr(args, "data.prompt_dataset"):
         raise OptionError("--data.prompt_dataset is missing: a file, folder or hub name")
-    name = getattr(args, "reward.name")
-    if name and url:
+    words = getattr(args, "reward.name")
+    if words and url:
         raise OptionError("--reward and --reward.remote_url are both set: choose one")
-    if name not in (None, "math_verify"):
-        raise OptionError(f"--reward {name}: no such reward; give --reward FILE.py, a URL (http://...) or math_verify")
-    if not name and not url:
-        raise OptionError("no reward: give --reward FILE.py, a URL (http://...) or math_verify")
-    for file in (url or "").split(","):
-        if file.endswith(".py") and not os.path.isfile(file):
-            raise OptionError(f"--reward.remote_url {file}: no such file")
+    if not words and not url and not getattr(args, "reward.model_name_or_path"):
+        raise OptionError(f"no reward: {CHOICES}, or --reward.model_name_or_path")
+    check_words("--reward", words or [])
+    check_words("--reward.remote_url", [url] if url else [])
 
 
 def _listdir(path: str) -> list[str]:
@@ -77,6 +75,12 @@ def check_settings(args: SimpleNamespace) -> None:
 
 def _check_batches(args: SimpleNamespace) -> None:
     group, rollout, step = args.rollout.n_samples_per_prompt, args.rollout.batch_size, args.train.batch_size
+    generated = args.rollout.vllm_generate_batch_size
+    if generated < rollout:
+        raise OptionError(
+            f"--rollout.vllm_generate_batch_size {generated} is below --rollout.batch_size {rollout}: every rollout "
+            "would be short; raise it, or drop it"
+        )
     if step % group:
         raise OptionError(
             f"--train.batch_size {step} (samples per optimizer step) is not made of whole groups of {group} "

@@ -53,6 +53,11 @@ def _ratio_of_answers(v: Values) -> bool:
     return v["loss"] in TOKEN_LOSSES and TOKEN_LOSSES[v["loss"]].implementation.ratio_of_answers
 
 
+def _rewards(v: Values) -> int:
+    """How many rewards are added up."""
+    return len(v["reward.name"] or []) + bool(v["reward.remote_url"]) + bool(v["reward.model_name_or_path"])
+
+
 def _no_tracker(v: Values) -> bool:
     return not v["logger.wandb.key"] and not v["logger.tensorboard_dir"]
 
@@ -72,8 +77,9 @@ CONDITIONS = [
     Condition(
         "vllm.* rollout.top_p data.prompt_dataset data.prompt_probs data.prompt_split data.input_key data.label_key "
         "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
-        "reward.remote_url reward.timeout reward.max_failures reward.isolate apo.check_weights apo.sync "
-        "rollout.max_engine_restarts apo.max_mismatch",
+        "reward.remote_url reward.weights reward.timeout reward.max_failures reward.isolate apo.check_weights "
+        "reward.model_name_or_path reward.normalize_enable reward.num_* reward.offload ds.value_head_prefix "
+        "apo.sync rollout.max_engine_restarts rollout.vllm_generate_batch_size apo.max_mismatch",
         "with --apo.load_rollouts, which neither samples nor scores",
         lambda v: bool(v["apo.load_rollouts"]),
     ),
@@ -96,12 +102,18 @@ CONDITIONS = [
     Condition(
         "reward.isolate",
         "where the reward is no .py file (math_verify always has processes of its own)",
-        lambda v: not (v["reward.remote_url"] or "").endswith(".py"),
+        lambda v: not any(word.endswith(".py") for word in [*(v["reward.name"] or []), v["reward.remote_url"] or ""]),
     ),
     Condition(
         "reward.max_failures",
         "with --reward math_verify, for which an answer that cannot be verified is wrong",
-        lambda v: not v["reward.remote_url"],
+        lambda v: v["reward.name"] == ["math_verify"] and not v["reward.model_name_or_path"],
+    ),
+    Condition("reward.weights", "with one reward", lambda v: _rewards(v) < 2),
+    Condition(
+        "reward.normalize_enable reward.num_* reward.offload ds.value_head_prefix",
+        "without --reward.model_name_or_path",
+        lambda v: not v["reward.model_name_or_path"],
     ),
     # Evaluation, checkpoints, trackers.
     Condition(
@@ -173,7 +185,7 @@ CONDITIONS = [
         lambda v: v["ds.lora.rank"] == 0,
         "give it, or drop this one",
     ),
-    Condition("ds.zpg ref.offload", "below --ds.zero_stage 3", lambda v: v["ds.zero_stage"] < 3),
+    Condition("ds.zpg ref.offload reward.offload", "below --ds.zero_stage 3", lambda v: v["ds.zero_stage"] < 3),
     Condition("ds.overlap_comm", "with --ds.zero_stage 0", lambda v: v["ds.zero_stage"] == 0),
     Condition("ds.ring_attn_head_stride", "with --ds.ring_attn_size 1", lambda v: v["ds.ring_attn_size"] == 1),
     Condition(

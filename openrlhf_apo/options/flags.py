@@ -120,8 +120,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--reward",
         dest="reward.name",
+        nargs="+",
         metavar="FILE.py|URL|math_verify",
-        help="math_verify, or what --reward.remote_url takes",
+        help="math_verify, or what --reward.remote_url takes; several are added up",
+    )
+    add(
+        "--reward.weights",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="one for each of several rewards, in their order, a reward model's last (default 1 for all)",
     )
     add(
         "--reward.timeout",

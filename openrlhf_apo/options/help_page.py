@@ -12,7 +12,7 @@ PAGE = {
         "data.apply_chat_template": "wrap prompts in the model's chat template",
         "data.max_len": "tokens of prompt and answer together",
         "data.max_samples": "only the first rows (default all)",
-        "reward": "math_verify, FILE.py or URL",
+        "reward": "math_verify, FILE.py or URL; several are added up",
     },
     "How": {
         "loss": "the objective, docs/algorithms.md; openrlhf is OpenRLHF's own step (default apo)",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+from openrlhf_apo.options.rewards import kind_of, reward_words
 from openrlhf_apo.trainer.resume import digest
 
 # What may differ where a run is resumed, as no optimizer step follows from it; by prefix. Prompts, which have flags
@@ -39,7 +40,6 @@ FREE = (
     "rollout.max_engine_restarts",
     "rollout.max_tokens_per_gpu",
     "rollout.micro_batch_size",
-    "rollout.vllm_generate_batch_size",
     "runtime",
     "train.colocate_",
     "train.dynamic_batch_enable",
@@ -59,15 +59,21 @@ def manifest(args: SimpleNamespace) -> dict:
     found["actor.model_name_or_path"] = _model(args.actor.model_name_or_path)
     if args.loss_path:
         found["loss_path"] = _file(Path(args.loss_path))
-    if args.reward.name is None and args.reward.remote_url:
-        urls = args.reward.remote_url
-        is_file = urls[0].endswith(".py")
-        found["reward.remote_url"] = _file(Path(urls[0])) if is_file else digest(json.dumps(urls).encode())
+    del found["reward.name"], found["reward.remote_url"]
+    if not args.apo.load_rollouts:
+        if args.reward.model_name_or_path:
+            found["reward.model_name_or_path"] = _model(args.reward.model_name_or_path)
+        found["reward"] = " ".join(map(_reward, reward_words(args)))
     return json.loads(json.dumps(found))  # tuples are lists there
 
 
 def _file(path: Path) -> str:
     return digest(path.read_bytes())
+
+
+def _reward(word: str) -> str:
+    kind = kind_of(word)
+    return _file(Path(word)) if kind == "file" else word if kind == "math_verify" else digest(word.encode())
 
 
 def _model(name: str) -> str:

@@ -38,7 +38,6 @@ _NO_DROPOUT = Use(
 _MERGED = "the engine gets merged weights, in buckets (OpenRLHF issue 1349); checkpoints hold the adapter alone"
 _TEXT_ONLY = nowhere("prompts are text")
 _NO_CRITIC = nowhere("there is no critic")
-_NO_REWARD_MODEL = nowhere("there is no reward model: --reward or --reward.remote_url, which may be a server with one")
 _TAKE_TURNS = nowhere("sampling and training take turns")
 _HARD_CODED = nowhere("OpenRLHF does not hand it to DeepSpeed, whose Muon has 5 steps with Nesterov momentum")
 
@@ -101,7 +100,8 @@ FLAGS: dict[str, Flag] = {
         Use(
             "differs",
             "on by default for dapo; keeps groups with unequal rewards, and replaces the others in batches of "
-            "--rollout.batch_size from the same episode, at most --apo.max_generations of them",
+            "--rollout.vllm_generate_batch_size from the same episode, at most --apo.max_generations of them; what is "
+            "too much is kept for the next rollouts",
         ),
         _NO_FILTER,
     ),
@@ -191,7 +191,7 @@ FLAGS: dict[str, Flag] = {
     "ds.tensor_parallel_size": gpu("with --ds.param_dtype bf16", **COUNT),
     "ds.use_liger_kernel": gpu(package="liger_kernel"),
     "ds.use_universal_ckpt": works(),
-    "ds.value_head_prefix": nowhere("neither critic nor reward model is there to have a value head"),
+    "ds.value_head_prefix": works("value_head_prefix of the reward model's config.json goes before it"),
     "ds.zero_stage": works(within="[0, 3]"),
     "ds.zpg": works(**COUNT),
     "eval.dataset": works(),
@@ -211,11 +211,14 @@ FLAGS: dict[str, Flag] = {
     "ref.num_nodes": only_openrlhf(_OWN_REFERENCE, Use("differs", "the default is the actor's"), **COUNT),
     "ref.offload": only_openrlhf(_OWN_REFERENCE, GPU),
     "reward.clip_range": only_openrlhf("rewards are taken as they are"),
-    "reward.model_name_or_path": _NO_REWARD_MODEL,
-    "reward.normalize_enable": _NO_REWARD_MODEL,
-    "reward.num_gpus_per_node": _NO_REWARD_MODEL,
-    "reward.num_nodes": _NO_REWARD_MODEL,
-    "reward.offload": _NO_REWARD_MODEL,
+    "reward.model_name_or_path": differs(
+        "goes with evaluations and dynamic filtering; beside --reward, both are added up by --reward.weights, its own "
+        "weight last; has the policy's tokenizer"
+    ),
+    "reward.normalize_enable": works("by mean and std of the reward model's config.json"),
+    "reward.num_gpus_per_node": differs("the default is the actor's", **COUNT),
+    "reward.num_nodes": differs("the default is the actor's", **COUNT),
+    "reward.offload": gpu(),
     "reward.overlong_buffer_len": differs(
         "a fifth of --rollout.max_new_tokens for dapo by default; needs that flag, where OpenRLHF would count from "
         "--data.max_len"
@@ -237,7 +240,19 @@ FLAGS: dict[str, Flag] = {
     ),
     "rollout.temperature": works(within="(0, inf)"),
     "rollout.top_p": works(within="(0, 1]"),
-    "rollout.vllm_generate_batch_size": nowhere("an engine is given all of --rollout.batch_size at once"),
+    "rollout.vllm_generate_batch_size": ours(
+        Use(
+            "differs",
+            "prompts that go to the engine at once, at least --rollout.batch_size; without --train.async_enable, too. "
+            "What a rollout has no room for is kept for the next ones of the episode",
+        ),
+        Use(
+            "refused",
+            "OpenRLHF asks for --train.async_enable beside it",
+            "has no effect with --loss {loss}: drop it, or use another loss",
+        ),
+        **COUNT,
+    ),
     "train.agent_func_path": nowhere("the engine samples whole answers, and knows no turns"),
     "train.async_*": _TAKE_TURNS,
     "train.batch_size": differs("must be whole groups of --rollout.n_samples_per_prompt", **COUNT),

@@ -17,6 +17,7 @@ from openrlhf_apo.options import owners
 from openrlhf_apo.options.manifest import manifest
 from openrlhf_apo.options.owners import build, owner_of
 from openrlhf_apo.options.record import run_record
+from openrlhf_apo.options.rewards import reward_parts
 from openrlhf_apo.trainer.anchor import AnchorSettings
 from openrlhf_apo.trainer.group_objective import GroupPlan, GroupSettings
 from openrlhf_apo.trainer.handles import SamplingSettings
@@ -78,11 +79,10 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
             evaluation=args.eval.dataset,
             evaluation_split=args.eval.split,
             label_key=args.data.label_key,
-            label_optional=args.reward.name is None and "data.label_key" not in args.given,
+            label_optional="math_verify" not in (args.reward.name or ()) and "data.label_key" not in args.given,
         ),
         reward=RewardPlan(
-            urls=None if args.reward.name else args.reward.remote_url,
-            timeout=args.reward.timeout,
+            parts=() if args.apo.load_rollouts else reward_parts(args),
             max_failures=args.reward.max_failures,
             isolate=args.reward.isolate,
         ),
@@ -112,6 +112,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         guidance=build(owners.GUIDANCE, args) if args.guidance.enable else None,
         group_filter=group_filter,
         max_generations=args.apo.max_generations,
+        generate_batch=args.rollout.vllm_generate_batch_size,
         save_rollouts=args.apo.save_rollouts,
         saved_rollouts=args.apo.load_rollouts,
         check_every_sync=args.apo.check_weights,

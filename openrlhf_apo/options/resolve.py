@@ -21,6 +21,7 @@ from openrlhf_apo.options.help_page import HelpAction
 from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
+from openrlhf_apo.options.rewards import OURS, kind_of
 from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
 
@@ -62,11 +63,9 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
         origin = dict.fromkeys(from_file, args.config) | origin
         parser.set_defaults(**from_file)
         args = parser.parse_args(argv)
-    reward = getattr(args, "reward.name") or ""
-    if not getattr(args, "reward.remote_url") and (
-        reward.endswith(".py") or reward.startswith(("http://", "https://"))
-    ):
-        setattr(args, "reward.remote_url", reward)
+    words = getattr(args, "reward.name") or []
+    if not getattr(args, "reward.remote_url") and len(words) == 1 and kind_of(words[0]) in ("file", "server"):
+        setattr(args, "reward.remote_url", words[0])
         setattr(args, "reward.name", None)
         origin["reward.remote_url"] = origin.pop("reward.name")
     given = set(origin)
@@ -81,11 +80,12 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     check_values(args, given)
     check_before_openrlhf(args)
     if not getattr(args, "reward.remote_url"):
-        setattr(args, "reward.name", "math_verify")
-        setattr(args, "reward.remote_url", "math_verify")  # OpenRLHF: rewards come without a reward model
+        setattr(args, "reward.remote_url", OURS)  # or OpenRLHF would score with its reward model, and with that alone
     by_tokens = getattr(args, "train.dynamic_batch_enable")
     if args.loss != OPENRLHF:
         setattr(args, "train.dynamic_batch_enable", False)  # OpenRLHF packs samples beside it, always
+    generate_batch = getattr(args, "rollout.vllm_generate_batch_size")
+    setattr(args, "rollout.vllm_generate_batch_size", None)  # OpenRLHF buffers a surplus in its asynchronous mode only
     parsed = vars(args).copy()
     try:
         settings, said = upstream_checks(args)
@@ -96,6 +96,7 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     settings.train.dynamic_batch_enable = by_tokens
     if settings.ds.lora.target_modules == ["all-linear"]:
         settings.ds.lora.target_modules = "all-linear"  # in a list, peft takes it for a layer's name
+    settings.rollout.vllm_generate_batch_size = generate_batch or settings.rollout.batch_size
     _make_paths_absolute(settings)
     check_settings(settings)
     check_cluster(settings)
@@ -110,8 +111,9 @@ def _make_paths_absolute(settings: SimpleNamespace) -> None:
     """Each actor of a cluster has a working directory of its own: paths are meant from where the command was given."""
     settings.ckpt.output_dir = os.path.abspath(settings.ckpt.output_dir)
     settings.ckpt.path = os.path.abspath(settings.ckpt.path)
-    if os.path.isdir(settings.actor.model_name_or_path):
-        settings.actor.model_name_or_path = os.path.abspath(settings.actor.model_name_or_path)
+    for model in (settings.actor, settings.reward):
+        if model.model_name_or_path and os.path.isdir(model.model_name_or_path):
+            model.model_name_or_path = os.path.abspath(model.model_name_or_path)
 
 
 def _refuse_overrides(parsed: dict, settings: SimpleNamespace, given: set[str], said: list[str]) -> None:
@@ -267,10 +269,7 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
         defaults["apo.sync"] = "buckets"  # OpenRLHF's way sends an adapter's tensors as they are
     if getattr(args, "apo.load_rollouts"):
         defaults["algo.dynamic_filtering_enable"] = False  # nothing can be sampled anew
-    verified = not getattr(args, "reward.remote_url")
     defaults["data.label_key"] = "label"
-    server = not verified and not getattr(args, "reward.remote_url").endswith(".py")
-    defaults["reward.timeout"] = 10.0 if verified else 900.0 if server else 180.0
     gpus = getattr(args, "actor.num_gpus_per_node")
     if args.runtime == "embedded":
         defaults |= {"ds.attn_implementation": "sdpa", "ds.param_dtype": "fp32"}
@@ -285,7 +284,13 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
             "vllm.enforce_eager": True,
             "train.max_tokens_per_gpu": CPU_TOKENS,
         }
-    return defaults | {"ref.num_nodes": getattr(args, "actor.num_nodes"), "ref.num_gpus_per_node": gpus}
+    nodes = getattr(args, "actor.num_nodes")
+    return defaults | {
+        "ref.num_nodes": nodes,
+        "ref.num_gpus_per_node": gpus,
+        "reward.num_nodes": nodes,
+        "reward.num_gpus_per_node": gpus,
+    }
 
 
 def _of_the_loss(loss: str) -> dict:

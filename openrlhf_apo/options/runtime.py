@@ -12,6 +12,8 @@ ONLY_RAY = (
     "vllm.",
     "ds.",
     "ref.",
+    "reward.num_",
+    "reward.offload",
     "actor.num_",
     "actor.optim",
     "actor.muon.",
@@ -26,7 +28,7 @@ ONLY_RAY = (
     "rollout.max_engine_restarts",
     "logger.actor_logs",
 )
-BOTH = ("ds.param_dtype", "ds.attn_implementation", "ds.lora.")
+BOTH = ("ds.param_dtype", "ds.attn_implementation", "ds.lora.", "ds.value_head_prefix")
 
 
 def needs_ray(flag: str) -> bool:

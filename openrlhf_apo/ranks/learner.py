@@ -123,7 +123,9 @@ class Learner:
             log_prob_sums += detached.double().sum(-1).tolist()
             log_ratio_sums += (detached - old).double().sum(-1).tolist()
             filtered_sums += (tokens.pop("is_filtered", torch.zeros_like(mask)) * mask).sum(-1).tolist()
-            tokens["mismatch"] = (detached - rollout).abs()
+            tokens["fresh"] = batch.fresh.to(detached).expand_as(detached)
+            # What the policy has learned since it sampled a stale answer is no fault of the engine's.
+            tokens["mismatch"] = (detached - rollout).abs() * tokens["fresh"]
             counted = mask * share.column("real", mask)
             num_tokens += counted.sum().item()
             for name, values in tokens.items():

@@ -9,6 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 from openrlhf_apo.trainer.samples import Sample
 
 
+def pad_right(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, [B, T] each, of B sequences; 0 where there is no token."""
+    ids = pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
+    return ids, pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in sequences], batch_first=True)
+
+
 @dataclass
 class MicroBatch:
     """B right-padded samples of T tokens."""
@@ -17,6 +23,7 @@ class MicroBatch:
     attention_mask: Tensor  # [B, T]
     action_mask: Tensor  # [B, T-1], 1 where the next token is a response token
     rollout_log_probs: Tensor  # [B, T-1] float32, 0 outside the response
+    fresh: Tensor  # [B, 1], 0 for a sample of an earlier policy
 
     @classmethod
     def of(cls, samples: list[Sample], pad_token_id: int) -> "MicroBatch":
@@ -34,6 +41,7 @@ class MicroBatch:
             rollout_log_probs=padded(
                 [[0.0] * (p - 1) + s.rollout_log_probs for p, s in zip(prompts, samples, strict=True)], torch.float32
             ),
+            fresh=torch.tensor([[float(not s.stale)] for s in samples]),
         )
 
     def to(self, device) -> "MicroBatch":

@@ -1,10 +1,10 @@
 """A reward that is a Python function of one answer, for training from Python."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from openrlhf_apo.errors import RewardFailure
-from openrlhf_apo.rewards.reward import Reward
+from openrlhf_apo.rewards.reward import Answer, Reward
 
 
 class FunctionReward:
@@ -15,18 +15,15 @@ class FunctionReward:
     def __init__(self, function: Callable[[str, str, object], float]):
         self.function = function
 
-    @staticmethod
-    def check_label(label: object) -> None:
+    def check_label(self, label: object) -> None:
         """Any label will do: the function knows what it gets."""
 
-    def __call__(
-        self, prompts: list[str], responses: list[str], labels: list, max_failures: int
-    ) -> list[Reward | RewardFailure]:
-        return [self._one(*answer) for answer in zip(prompts, responses, labels, strict=True)]
+    def __call__(self, answers: Sequence[Answer], max_failures: int) -> list[Reward | RewardFailure]:
+        return list(map(self._one, answers))
 
-    def _one(self, prompt: str, response: str, label: object) -> Reward | RewardFailure:
+    def _one(self, answer: Answer) -> Reward | RewardFailure:
         try:
-            value = float(self.function(prompt, response, label))
+            value = float(self.function(answer.prompt, answer.response, answer.label))
         except Exception as error:  # whatever the user's function raises
             return RewardFailure(f"raised {type(error).__name__}: {error}")
         return Reward(value) if math.isfinite(value) else RewardFailure(f"is {value}")

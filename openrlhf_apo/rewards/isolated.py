@@ -5,13 +5,13 @@ sample its reward, and the run nothing.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from openrlhf_apo.errors import OptionError, RewardFailure, in_one_line
 from openrlhf_apo.rewards.pool import WorkerPool
-from openrlhf_apo.rewards.reward import Reward, reward_of
+from openrlhf_apo.rewards.reward import Answer, Reward, reward_of
 
 WORKERS = 2
 WHY = {"crash": "ended its process (an exit, a crash, or more memory than it may have)", "error": "returned no JSON"}
@@ -29,37 +29,35 @@ class IsolatedReward:
         try:
             self.pool.wait_until_ready()
         except RuntimeError as error:
-            raise OptionError(f"--reward.remote_url {path} cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise OptionError(f"the reward {path} cannot be loaded: {str(error).splitlines()[0]}") from None
 
-    @staticmethod
-    def check_label(label) -> None:
+    def check_label(self, label: object) -> None:
         """Any label will do: the function knows what it gets."""
 
-    def __call__(
-        self, prompts: list[str], responses: list[str], labels: list, max_failures: int
-    ) -> list[Reward | RewardFailure | None]:
+    def __call__(self, answers: Sequence[Answer], max_failures: int) -> list[Reward | RewardFailure | None]:
         failures: list[RewardFailure] = []
 
-        def score(prompt: str, response: str, label) -> Reward | RewardFailure | None:
+        def score(answer: Answer) -> Reward | RewardFailure | None:
             if len(failures) > max_failures:
                 return None
-            found = self._one(prompt, response, label)
+            found = self._one(answer)
             if isinstance(found, RewardFailure):
                 failures.append(found)
             return found
 
         with ThreadPoolExecutor(self.workers) as threads:
-            return list(threads.map(score, prompts, responses, labels))
+            return list(threads.map(score, answers))
 
-    def _one(self, prompt: str, response: str, label) -> Reward | RewardFailure:
-        value, outcome = self.pool.call(prompt + response, prompt, label, timeout=self.timeout)
+    def _one(self, answer: Answer) -> Reward | RewardFailure:
+        query = answer.prompt + answer.response
+        value, outcome = self.pool.call(query, answer.prompt, answer.label, timeout=self.timeout)
         if outcome == "timeout":
             return RewardFailure(f"took more than {self.timeout:g} s")
         if outcome != "ok":
             return RewardFailure(WHY[outcome])
-        answer, error = value
+        returned, error = value
         try:
-            return RewardFailure(error) if error else reward_of(answer)
+            return RewardFailure(error) if error else reward_of(returned)
         except RewardFailure as failure:
             return failure
         except (TypeError, ValueError) as error:  # no number

@@ -1,12 +1,13 @@
 """`--reward.remote_url`: OpenRLHF's `reward_func` file or HTTP servers, one sample a call as OpenRLHF does."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from openrlhf_apo.errors import OptionError, RewardFailure, in_one_line
-from openrlhf_apo.rewards.reward import Reward, reward_of
+from openrlhf_apo.rewards.reward import Answer, Reward, reward_of
 
 MAX_CALLS = 16  # at once
 
@@ -29,7 +30,7 @@ class RemoteReward:
                 if isinstance(error, AttributeError) and "no attribute 'reward_func'" in str(error)
                 else in_one_line(error)
             )
-            raise OptionError(f"--reward.remote_url {urls[0]} cannot be loaded: {reason}") from None
+            raise OptionError(f"the reward {urls[0]} cannot be loaded: {reason}") from None
         self.timeout = timeout
         self.fetch = (
             self.executor._fetch_rewards_via_func
@@ -37,33 +38,31 @@ class RemoteReward:
             else self.executor._fetch_rewards_via_http
         )
 
-    @staticmethod
-    def check_label(label) -> None:
+    def check_label(self, label: object) -> None:
         """Any label will do: the function knows what it gets."""
 
-    def __call__(
-        self, prompts: list[str], responses: list[str], labels: list, max_failures: int
-    ) -> list[Reward | RewardFailure | None]:
+    def __call__(self, answers: Sequence[Answer], max_failures: int) -> list[Reward | RewardFailure | None]:
         # Not asyncio.run: it would wait for the thread of a hung function, which is never done.
         loop = asyncio.new_event_loop()
         loop.set_default_executor(ThreadPoolExecutor(max_workers=MAX_CALLS))
         try:
-            return loop.run_until_complete(self._score(prompts, responses, labels, max_failures))
+            return loop.run_until_complete(self._score(answers, max_failures))
         finally:
             loop.close()
 
-    async def _score(self, prompts, responses, labels, max_failures) -> list[Reward | RewardFailure | None]:
+    async def _score(self, answers: Sequence[Answer], max_failures: int) -> list[Reward | RewardFailure | None]:
         failures = 0
         limit = asyncio.Semaphore(MAX_CALLS)  # a sample's time starts when a thread is free for it
 
-        async def score(prompt: str, response: str, label) -> Reward | RewardFailure | None:
+        async def score(answer: Answer) -> Reward | RewardFailure | None:
             nonlocal failures
             async with limit:
                 if failures > max_failures:  # which decides; a function that hangs would hang for every sample
                     return None
                 try:
-                    answers = await asyncio.wait_for(self.fetch([prompt + response], [prompt], [label]), self.timeout)
-                    return reward_of(answers[0] if answers else None)
+                    query = answer.prompt + answer.response
+                    found = await asyncio.wait_for(self.fetch([query], [answer.prompt], [answer.label]), self.timeout)
+                    return reward_of(found[0] if found else None)
                 except RewardFailure as error:
                     failure = error
                 except TimeoutError:
@@ -73,4 +72,4 @@ class RemoteReward:
                 failures += 1
                 return failure
 
-        return await asyncio.gather(*map(score, prompts, responses, labels))
+        return await asyncio.gather(*map(score, answers))

@@ -18,16 +18,27 @@ class Reward:
     extra: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What is scored."""
+
+    prompt: str  # after the template
+    response: str
+    label: object  # as the data has it
+    token_ids: list[int] = field(default_factory=list)  # prompt and response, by the policy's tokenizer
+
+
 class RewardFunction(Protocol):
     """not_verified: how many answers of the run it could not verify."""
 
     not_verified: int
 
-    def __call__(
-        self, prompts: list[str], responses: list[str], labels: list, max_failures: int
-    ) -> Sequence[Reward | RewardFailure | None]:
-        """The rewards of N samples, or why a sample has none. Once more than max_failures have none the others need
-        not be scored any more: None."""
+    def check_label(self, label: object) -> str | None:
+        """What is wrong with a label, for the reader of the data; None where nothing is."""
+
+    def __call__(self, answers: Sequence[Answer], max_failures: int) -> Sequence[Reward | RewardFailure | None]:
+        """The rewards of N answers, or why one has none. Once more than max_failures have none the others need not be
+        scored any more: None."""
 
 
 def reward_of(answer: object) -> Reward:

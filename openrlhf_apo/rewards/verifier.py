@@ -1,7 +1,9 @@
 """`--reward math_verify`: 1 when the last boxed answer equals the label, else 0."""
 
+from collections.abc import Sequence
+
 from openrlhf_apo.rewards.math_verify import grade_many
-from openrlhf_apo.rewards.reward import Reward
+from openrlhf_apo.rewards.reward import Answer, Reward
 
 
 class MathVerifyReward:
@@ -14,14 +16,13 @@ class MathVerifyReward:
         self.timeout = timeout
         self.not_verified = 0
 
-    @staticmethod
-    def check_label(label) -> str | None:
-        """What is wrong with a label, for the reader of the data."""
+    def check_label(self, label: object) -> str | None:
         if isinstance(label, bool) or not isinstance(label, str | int | float) or label == "":
             return f"--reward math_verify needs an answer as label (text or a number), got {label!r}"
         return None
 
-    def __call__(self, prompts: list[str], responses: list[str], labels: list, max_failures: int) -> list[Reward]:
-        grades = grade_many(responses, list(map(str, labels)), timeout=self.timeout)
+    def __call__(self, answers: Sequence[Answer], max_failures: int) -> list[Reward]:
+        labels = [str(answer.label) for answer in answers]
+        grades = grade_many([answer.response for answer in answers], labels, timeout=self.timeout)
         self.not_verified += sum(grade.outcome != "ok" for grade in grades)
         return [Reward(grade.score) for grade in grades]

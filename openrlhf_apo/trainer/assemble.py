@@ -110,6 +110,7 @@ def assemble(
             plan.group_filter,
             plan.max_generations,
             plan.guidance,
+            plan.generate_batch,
         )
     evaluation = None
     if plan.evaluation is not None:
@@ -125,6 +126,7 @@ def assemble(
     parts: dict[str, Stateful | None] = {
         "scorer": inputs.scorer,
         "prompts": inputs.prompts,
+        "rollouts": rollouts if isinstance(rollouts, EngineRollouts) else None,
         "objective": objective,
         "kl": plan.regularizer.controller,
         "guidance": plan.guidance,

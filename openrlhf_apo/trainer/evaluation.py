@@ -10,9 +10,9 @@ from openrlhf_apo.trainer.scoring import Scorer
 
 
 class Evaluation:
-    """`eval/pass1` is the mean reward, `eval/pass<k>` the mean of the best of k; of graded rewards, `eval/score_mean`
-    and `eval/score_best<k>` (metrics.py). `eval/distinct_right`: how many different answers to a prompt have a reward
-    above 0.
+    """`eval/pass1` is the mean score, `eval/pass<k>` the mean of the best of k; of graded scores, `eval/score_mean`
+    and `eval/score_best<k>` (metrics.py). An answer without a score has its reward as one. `eval/distinct_right`: how
+    many different answers to a prompt have a score above 0.
 
     every: rollouts between evaluations, None for none; ends: also before the first and after the last rollout.
     """
@@ -34,7 +34,7 @@ class Evaluation:
         sources = sorted({group[0].datasource for group in groups})
         for source in sources if len(sources) > 1 else ():
             metrics |= _rates(f"eval/{source}/", [group for group in groups if group[0].datasource == source])
-        if any(sample.reward not in (0, 1) for sample in samples):
+        if any(sample.score_or_reward not in (0, 1) for sample in samples):
             metrics = {as_score(key): value for key, value in metrics.items()}
         metrics["eval/response_length"] = statistics.fmean(len(s.response_ids) for s in samples)
         metrics["eval/truncated_fraction"] = statistics.fmean(s.truncated for s in samples)
@@ -42,11 +42,11 @@ class Evaluation:
 
 
 def _rates(prefix: str, groups: list[list[Sample]]) -> dict[str, float]:
-    rewards = [[sample.reward for sample in group] for group in groups]
-    rates = {f"{prefix}pass1": statistics.fmean(map(statistics.fmean, rewards))}
-    if (k := len(rewards[0])) > 1:
-        rates[f"{prefix}pass{k}"] = statistics.fmean(map(max, rewards))
+    scores = [[sample.score_or_reward for sample in group] for group in groups]
+    rates = {f"{prefix}pass1": statistics.fmean(map(statistics.fmean, scores))}
+    if (k := len(scores[0])) > 1:
+        rates[f"{prefix}pass{k}"] = statistics.fmean(map(max, scores))
         rates[f"{prefix}distinct_right"] = statistics.fmean(
-            len({sample.response for sample in group if sample.reward > 0}) for group in groups
+            len({sample.response for sample in group if sample.score_or_reward > 0}) for group in groups
         )
     return rates

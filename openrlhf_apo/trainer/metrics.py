@@ -4,14 +4,15 @@ Keys that scripts and the report rely on; a signal that a mode does not have is 
 
 - `step`: the number of the rollout, from 1; 0 is the evaluation before training
 - rewards: `reward_mean`, `reward_std`, `zero_variance_fraction`, `reward_failures`, `verifier_failures`; `score_mean`
-and
-  `reward/<name>` where a reward function gives `scores` and `extra_logs`
+  and `reward/<name>` where a reward function gives `scores` and `extra_logs`, and of several rewards: the first one's,
+  and each one's by its name
 - α: `alpha`, `confidence` (c_t), `improvement` (p_t), `reward_baseline`, `reward_scale`, `ess` (ESS/P), `ess_outcome`
   (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
 - group policies: `divergence`, `entropy_p` and `entropy_q` (over log P), `max_weight`, `log_ratio_std` [nats]
-- samples: `rollout_mismatch`, `response_length` [tokens], `truncated_fraction`, `token_entropy` (−mean log π of the
-  sampled tokens, an estimate of the entropy per token) [nats]; `generations`, `filtered_groups` and `unused_groups`
-  of dynamic sampling, `guidance_tokens` of guidance
+- samples: `rollout_mismatch` (of the groups that are not stale), `response_length` [tokens], `truncated_fraction`,
+  `token_entropy` (−mean log π of the sampled tokens, an estimate of the entropy per token) [nats]; `generations` and
+  `filtered_groups` of dynamic sampling; `stale_groups`, sampled by an earlier policy, and `surplus_groups`, left for
+  the next rollouts; `guidance_tokens` of guidance
 - objectives: `loss`; `clipped_fraction` of tokens and `ppo_kl` [nats] of token objectives; `kl` to the reference and
   `entropy` per token [nats] where they are measured; `adrpo_beta_mean`, `adrpo_beta_max`; `clip_low`, `clip_high` and
   `positive_share` of bapo; `conflict_fraction` of gtpo; of a correction for the engine `is_filtered_fraction` (of
@@ -20,10 +21,11 @@ and
 - recovery: `restarts` of the whole run, `engine_restarts`
 - machinery: `grad_norm`, `tokens_per_s`, `time/<phase>` [s] (generate, reward, update, sync, eval, save,
   ...) and `time/step` [s]
-- evaluations, on the line of the rollout they follow: `eval/pass1`, the mean reward, and `eval/pass<k>`, the mean of
-  the best of k, where all rewards of the evaluation are 0 or 1. Where one is not, nothing was passed or failed, and
-  they are `eval/score_mean` and `eval/score_best<k>`. `eval/distinct_right`: how many different answers of the k
-  have a reward above 0. `eval/<source>/...` for each data set where there are several
+- evaluations, on the line of the rollout they follow: `eval/pass1`, the mean score (of a reward without scores, the
+  mean reward), and `eval/pass<k>`, the mean of the best of k, where all of the evaluation are 0 or 1. Where one is
+  not, nothing was passed or failed, and they are `eval/score_mean` and `eval/score_best<k>`. `eval/distinct_right`:
+  how many different answers of the k have a score above 0. `eval/<source>/...` for each data set where there are
+  several
 - `inner/<key>`: a list, one value per optimizer step inside the rollout
 """
 

@@ -9,7 +9,7 @@ from openrlhf_apo.trainer.files import write_whole
 from openrlhf_apo.trainer.group_objective import GroupPlan
 from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.hidden import hide_in_addresses
-from openrlhf_apo.trainer.plan import RunPlan
+from openrlhf_apo.trainer.plan import RewardPart, RunPlan
 from openrlhf_apo.trainer.run_record import versions
 from openrlhf_apo.trainer.summary import gains
 
@@ -74,9 +74,16 @@ def _adapter(settings: dict) -> str:
 def _reward(plan: RunPlan) -> str:
     if plan.saved_rollouts:
         return "of the saved rollouts"
-    if plan.reward.function is not None:
-        return f"the Python function `{plan.reward.function.__qualname__}`"
-    return f"`{' '.join(plan.reward.urls or ['math_verify'])}`"
+    parts = plan.reward.parts
+    return " + ".join(f"{part.weight:g} x {_part(part)}" if len(parts) > 1 else _part(part) for part in parts)
+
+
+def _part(part: RewardPart) -> str:
+    if part.function is not None:
+        return f"the Python function `{part.function.__qualname__}`"
+    if part.model is not None:
+        return f"the reward model `{part.model}`"
+    return f"`{' '.join(part.urls or ['math_verify'])}`"
 
 
 def _alpha(plan: RunPlan, rows: list[dict]) -> str:

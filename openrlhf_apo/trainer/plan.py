@@ -43,15 +43,39 @@ class DataPlan:
 
 
 @dataclass(frozen=True)
-class RewardPlan:
-    """urls: None for math_verify, else a .py file or HTTP servers. timeout: seconds of a call. isolate: the file runs
-    in processes of its own. function: in place of both, a Python function of prompt, response and label."""
+class RewardPart:
+    """One of the rewards that are added up. urls: None for math_verify, else a .py file or HTTP servers. timeout:
+    seconds of a call. In place of these, function: a Python function of prompt, response and label; or model: the
+    folder or name of a reward model."""
 
+    name: str
     urls: list[str] | None
     timeout: float
+    weight: float = 1.0
+    function: Callable[[str, str, Any], float] | None = None
+    model: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return self.urls is not None and self.urls[0].endswith(".py")
+
+    @property
+    def is_math_verify(self) -> bool:
+        return self.urls is None and self.function is None and self.model is None
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """isolate: files run in processes of their own."""
+
+    parts: tuple[RewardPart, ...]
     max_failures: int
     isolate: bool = False
-    function: Callable[[str, str, Any], float] | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The reward model, where one of the parts is one."""
+        return next((part.model for part in self.parts if part.model is not None), None)
 
 
 @dataclass(frozen=True)
@@ -98,6 +122,7 @@ class RunPlan:
     guidance: Guidance | None = None
     group_filter: GroupFilter | None = None
     max_generations: int = 1
+    generate_batch: int | None = None  # prompts that go to the engine at once; None: those of a rollout
     save_rollouts: str | None = None
     saved_rollouts: str | None = None
     check_every_sync: bool = False

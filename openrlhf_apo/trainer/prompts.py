@@ -39,6 +39,10 @@ class PromptStream:
     def exhausted(self) -> bool:
         return self.position >= len(self)
 
+    @property
+    def at_start_of_episode(self) -> bool:
+        return self.position % len(self.rows) == 0
+
     def left_in_episode(self) -> int:
         """Prompts that the episode under way still has; a whole episode's at the start of one."""
         return 0 if self.exhausted else len(self.rows) - self.position % len(self.rows)

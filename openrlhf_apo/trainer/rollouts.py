@@ -43,17 +43,21 @@ class GroupFilter:
         rewards = [sample.reward for sample in group]
         if min(rewards) == max(rewards):
             return False
-        scores = [sample.reward if sample.score is None else sample.score for sample in group]
-        return self.mean_range is None or self.mean_range[0] < statistics.fmean(scores) < self.mean_range[1]
+        mean = statistics.fmean(sample.score_or_reward for sample in group)
+        return self.mean_range is None or self.mean_range[0] < mean < self.mean_range[1]
 
 
 class EngineRollouts:
     """Rollouts sampled from the engine and scored; kept on disk when `save_to` is given.
 
-    A rollout stays inside an episode, so that the last one of an episode may be short, as in OpenRLHF. With a `keep`
-    filter, groups that fail it are replaced by those of further prompts of the episode, sampled in up to
-    `max_generations` batches; a rollout may stay short of groups then. With `guidance`, a share of each group starts
-    from the beginning of the reference solution.
+    A rollout stays inside an episode, so that the last one of an episode may be short, as in OpenRLHF. Prompts go to
+    the engine in batches of `generate_batch`, `batch_size` or more. With a `keep` filter, groups that fail it are
+    replaced by those of further prompts of the episode, in up to `max_generations` batches; a rollout may stay short
+    of groups then. With `guidance`, a share of each group starts from the beginning of the reference solution.
+
+    Groups that a rollout has no room for are the surplus. The next rollouts of the episode begin with it, oldest
+    first, and sample only what is missing. It is trained on as OpenRLHF does: as if the policy of that rollout had
+    sampled it.
     """
 
     def __init__(
@@ -67,10 +71,13 @@ class EngineRollouts:
         keep: GroupFilter | None = None,
         max_generations: int = 1,
         guidance: Guidance | None = None,
+        generate_batch: int | None = None,
     ):
         self.prompts, self.batch_size, self.settings, self.engine = prompts, batch_size, settings, engine
         self.scorer, self.save_to, self.guidance = scorer, save_to, guidance
         self.keep, self.max_generations = keep, max_generations if keep else 1
+        self.generate_batch = generate_batch or batch_size
+        self.surplus: list[list[Sample]] = []
         self.metrics: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -78,43 +85,58 @@ class EngineRollouts:
 
     @property
     def exhausted(self) -> bool:
-        return self.prompts.exhausted
+        return self.prompts.exhausted and not self.surplus
 
     def sample(self, rollout: int, clock: Clock) -> list[Sample]:
-        wanted = min(self.batch_size, self.prompts.left_in_episode())
-        kept: list[list[Sample]] = []
+        stale = self.surplus[: self.batch_size]
+        fresh: list[list[Sample]] = []
+        # The surplus of an episode whose prompts are all drawn is used up before the next episode begins.
+        left = 0 if self.surplus and self.prompts.at_start_of_episode else self.prompts.left_in_episode()
+        wanted = min(self.batch_size, len(self.surplus) + left) - len(stale)
         generations = sampled = 0
-        while len(kept) < wanted and generations < self.max_generations:
-            if generations and self.prompts.left_in_episode() in (0, len(self.prompts.rows)):
-                break  # the episode has no further prompts to replace groups with
+        while len(fresh) < wanted and left > 0 and generations < self.max_generations:
             with clock("generate"):
-                samples = self._generate(self.batch_size)
+                samples = self._generate(self.generate_batch)
             with clock("reward"):
                 groups = whole_groups(self.scorer.score(samples), self.settings.samples_per_prompt)
+            left -= min(left, self.generate_batch)
             generations += 1
             sampled += len(groups)
-            kept += [group for group in groups if self.keep is None or self.keep(group)]
+            fresh += [group for group in groups if self.keep is None or self.keep(group)]
+        self.surplus = self.surplus[len(stale) :] + fresh[wanted:]
+        for group in fresh[wanted:]:
+            for sample in group:
+                sample.stale = True
         self.metrics = {}
-        if self.keep is not None:
-            unused = max(0, len(kept) - wanted)  # good, and sampled for nothing: the next rollout's policy is another
+        if self.keep is not None or self.generate_batch > self.batch_size:
             self.metrics = {
                 "generations": generations,
-                "filtered_groups": sampled - len(kept),
-                "unused_groups": unused,
+                "stale_groups": len(stale),
+                "surplus_groups": len(self.surplus),
             }
-            if len(kept) < wanted:
+        if self.keep is not None:
+            self.metrics["filtered_groups"] = sampled - len(fresh)
+            if len(fresh) < wanted:
                 logger.warning(
                     "rollout %d: %d of %d groups are left after %d batches; the others have equal rewards (or a mean "
                     "outside --algo.dynamic_filtering_range)",
-                    *(rollout, len(kept), wanted, generations),
+                    *(rollout, len(stale) + len(fresh), len(stale) + wanted, generations),
                 )
-        result = [sample for group in kept[:wanted] for sample in group]
-        if self.guidance is not None and result:
+        # Fresh groups first: the first optimizer step measures what engine and policy differ by, on them alone.
+        fresh = fresh[:wanted]
+        result = [sample for group in fresh + stale for sample in group]
+        if self.guidance is not None and fresh:  # a stale group was guided by a length of before
             self.metrics["guidance_tokens"] = self.guidance.tokens
-            self.guidance.step(statistics.fmean(sample.reward for sample in result))
+            self.guidance.step(statistics.fmean(sample.reward for group in fresh for sample in group))
         if self.save_to is not None:
             self.save_to.write(rollout, result)
         return result
+
+    def state_dict(self) -> dict:
+        return {"surplus": [[vars(sample) for sample in group] for group in self.surplus]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.surplus = [[Sample(**sample) for sample in group] for group in state["surplus"]]
 
     def _generate(self, count: int) -> list[Sample]:
         prompts = self.prompts.draw(count)

@@ -35,8 +35,8 @@ def write_run_record(plan: "RunPlan", manifest: dict, resumed_after: int | None)
     flags = {"model": "actor.model_name_or_path", "data": "data.prompt_dataset", "loss": "loss_path"}
     if plan.saved_rollouts:
         flags["data"] = "apo.load_rollouts"
-    elif plan.reward.function is None:
-        flags["reward"] = "reward.remote_url"
+    elif plan.reward.parts[0].function is None:
+        flags["reward"] = "reward"
     record = plan.record | {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "resumed_after": resumed_after,

@@ -32,8 +32,13 @@ class Sample:
     truncated: bool  # stopped by the length limit
     # None only until the Scorer has set it; the samples it returns have one, and nothing else looks at theirs.
     reward: float = None  # type: ignore[assignment]
-    score: float | None = None  # what dynamic filtering looks at, where the reward function gives it beside the reward
+    score: float | None = None  # what dynamic filtering and evaluations look at, where it is not the reward
     extra: dict[str, float] = field(default_factory=dict)  # `extra_logs` of the reward function, for the metrics
+    stale: bool = False  # sampled by the policy of an earlier rollout than the one that trains on it
+
+    @property
+    def score_or_reward(self) -> float:
+        return self.reward if self.score is None else self.score
 
     @property
     def total_length(self) -> int:

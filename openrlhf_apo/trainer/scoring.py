@@ -8,7 +8,7 @@ import logging
 from collections import defaultdict
 
 from openrlhf_apo.errors import RewardFailure, RunError
-from openrlhf_apo.rewards.reward import RewardFunction
+from openrlhf_apo.rewards.reward import Answer, RewardFunction
 from openrlhf_apo.trainer.samples import Sample
 
 logger = logging.getLogger(__name__)
@@ -23,12 +23,8 @@ class Scorer:
 
     def score(self, samples: list[Sample]) -> list[Sample]:
         """The scored samples of the groups in which every sample could be scored."""
-        rewards = self.reward(
-            [s.prompt for s in samples],
-            [s.response for s in samples],
-            [s.label for s in samples],
-            self.max_failures - self.failures,
-        )
+        answers = [Answer(s.prompt, s.response, s.label, s.prompt_ids + s.response_ids) for s in samples]
+        rewards = self.reward(answers, self.max_failures - self.failures)
         failed: dict[int, int] = defaultdict(int)
         for sample, reward in zip(samples, rewards, strict=True):
             if reward is None:  # left out for the failures that follow

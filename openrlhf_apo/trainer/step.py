@@ -34,7 +34,9 @@ class Report:
     grad_norm: float  # before clipping
     lr: float
     loss: float
-    token_sums: dict[str, float]  # over response tokens: mismatch, and what was measured: kl, entropy, ...
+    token_sums: dict[
+        str, float
+    ]  # over response tokens: mismatch, of the fresh ones; what was measured: kl, entropy, ...
     num_tokens: float
     filtered_sums: list[float] = field(default_factory=list)  # [N], tokens outside of a correction's gate
 

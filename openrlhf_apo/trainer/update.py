@@ -61,7 +61,8 @@ class Update:
             for index in range(1, len(steps)):  # of the first step π_old is the policy itself
                 self.policy.record_old(index)
         inner: dict[str, list] = defaultdict(list)
-        mismatch, advantages = 0.0, None
+        mismatch: float | None = None
+        advantages = None
         kl_sum = num_tokens = 0.0
         for update in range(self.epochs * len(steps)):
             index = update % len(steps)
@@ -74,8 +75,9 @@ class Update:
             report = self.policy.apply(index, terms)
             means = report.token_means
             kl_sum, num_tokens = kl_sum + report.token_sums.get("kl", 0.0), num_tokens + report.num_tokens
-            step_mismatch = means.pop("mismatch")
-            mismatch = step_mismatch if update == 0 else mismatch  # later updates have left the weights that sampled
+            gap, fresh = means.pop("mismatch"), means.pop("fresh")
+            if update == 0 and fresh > 0:  # later updates have left the weights that sampled
+                mismatch = gap / fresh
             varied = step.rewards.max(-1).values > step.rewards.min(-1).values
             metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
             metrics |= self.objective.after_update(step, report) | means
@@ -92,7 +94,8 @@ class Update:
             self.regularizer.controller.update(kl_sum / num_tokens, sum(map(len, groups)))
         result = {key: values[-1] for key, values in inner.items()}
         result |= {f"inner/{key}": values for key, values in inner.items()}
-        result["rollout_mismatch"] = mismatch
+        if mismatch is not None:
+            result["rollout_mismatch"] = mismatch
         if advantages is not None:
             result["first_advantages"] = advantages[: len(groups[0])].tolist()
         return result

@@ -26,6 +26,9 @@ RUNS = {
     "bapo, epochs, average": (
         "--loss bapo --train.max_epochs 2 --actor.lr_scheduler linear --train.enable_ema --train.ema_beta 0.7"
     ),
+    "surplus of an oversampled batch": (
+        "--loss grpo --rollout.vllm_generate_batch_size 20 --algo.dynamic_filtering_enable"
+    ),
     "adrpo, entropy": "--loss grpo --adrpo.enable --actor.entropy_coef 0.01",
 }
 
@@ -39,6 +42,8 @@ def test_resumed_after_every_rollout_it_is_the_same_run(flags, sums, tmp_path, r
     assert outcome(flags, straight, *more) == (0, "")
     rows = without_clock(read_metrics(straight / "metrics.jsonl"))
     assert len(rows) == rows[-1]["step"] >= 5  # 6, where dynamic sampling does not use up the prompts before
+    if run.startswith("surplus"):
+        assert all(row["surplus_groups"] for row in rows[:2]) and sum(row["stale_groups"] for row in rows) > 8
     for stopped in range(1, len(rows)):
         resumed = tmp_path / str(stopped)
         shutil.copytree(straight, resumed)

@@ -240,7 +240,7 @@ def test_a_changed_reward_or_model_is_seen_by_its_content(short, flags, resumabl
         "def reward_func(queries, prompts, labels, **kwargs):\n    return {'rewards': [len(queries[0])]}"
     )
     code, error = outcome(short, resumable, "--ckpt.load_enable", "--reward.remote_url", str(reward))
-    assert code == 2 and "--reward.remote_url has another content now" in error, error
+    assert code == 2 and "--reward has another content now" in error, error
     model = tmp_path / "model"
     shutil.copytree(flags[flags.index("--actor.model_name_or_path") + 1], model)
     config = json.loads((model / "config.json").read_text())

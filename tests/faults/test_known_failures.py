@@ -210,11 +210,12 @@ def test_what_was_accepted_before_the_data_ended_is_trained_on():
     assert [s.group_id for s in source.sample(1, Clock())[::2]] == [0, 2, 3] and source.exhausted
 
 
-def test_good_groups_that_a_rollout_has_no_room_for_are_counted():
+def test_good_groups_that_a_rollout_has_no_room_for_are_kept_for_the_next():
     """verl #3475: dynamic sampling threw away what it had sampled beyond the batch, unseen."""
     source = filtered(12, equal={1})
     assert [s.group_id for s in source.sample(1, Clock())[::2]] == [0, 2, 3, 4]
-    assert source.metrics == {"generations": 2, "filtered_groups": 1, "unused_groups": 3}
+    assert source.metrics == {"generations": 2, "filtered_groups": 1, "stale_groups": 0, "surplus_groups": 3}
+    assert [s.group_id for s in source.sample(2, Clock())[::2]] == [8, 5, 6, 7]
 
 
 # ---- waiting ----
