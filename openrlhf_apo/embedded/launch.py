@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openrlhf_apo import cpu
-from openrlhf_apo.data.inputs import make_tokenizer, make_trackers, read_inputs
+from openrlhf_apo.data.inputs import make_tokenizer, read_inputs
+from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
@@ -70,7 +71,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         engine,
         len(tokenizer),
         resume=resume is not None,
-        trackers=make_trackers(args),
+        trackers=make_trackers(plan, args),
         console=console,
         stop=stop,
     )

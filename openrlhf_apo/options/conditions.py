@@ -10,6 +10,9 @@ from openrlhf_apo.objectives import OPENRLHF
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.openrlhf_flags import SCHEDULERS_WITH_MIN_LR
 
+# Flags that switch a tracker on.
+TRACKERS = ("logger.wandb.key", "logger.tensorboard_dir", "logger.swanlab_project", "logger.trackio_project")
+
 
 class Values:
     """values["eval.dataset"], and `given`: the flags that the user or the file sets."""
@@ -50,7 +53,7 @@ def _no_kl(v: Values) -> bool:
 
 
 def _no_tracker(v: Values) -> bool:
-    return not v["logger.wandb.key"] and not v["logger.tensorboard_dir"]
+    return not any(v[flag] for flag in TRACKERS)
 
 
 def _length_unused(v: Values) -> bool:
@@ -137,7 +140,7 @@ CONDITIONS = [
     ),
     Condition(
         "logger.wandb.run_name logger.logging_steps",
-        "without --logger.wandb.key or --logger.tensorboard_dir",
+        f"without a tracker ({', '.join(f'--{flag}' for flag in TRACKERS)})",
         _no_tracker,
     ),
     # Optimizer and model.

@@ -18,7 +18,7 @@ from test_exact_resume import drop_after
 from openrlhf_apo import cpu
 from openrlhf_apo.cli.dry_run import _print_settings
 from openrlhf_apo.cli.train_apo_ray import RESUME, resume_command
-from openrlhf_apo.data.inputs import make_trackers
+from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options import effects, owners, resolve, run_plan, start_up_warnings
@@ -295,7 +295,7 @@ def test_a_key_reaches_wandbs_login_and_nothing_that_is_kept(short, wandb, capsy
     Here the key stands neither there nor in the log, a dry run or a checkpoint."""
     argv = [*short, "--logger.wandb.key", SECRET]
     args = resolve(argv)
-    make_trackers(args)
+    make_trackers(run_plan(args), args)
     assert wandb["key"] == SECRET and SECRET not in str(wandb["config"]) and "wandb" in str(wandb["config"])
     assert args.logger.wandb.key == SECRET  # as it was
     _print_settings(args)
