@@ -60,7 +60,7 @@ def test_numbers_go_there_by_rollout_and_settings_without_secrets(flags, stub, n
 
 def test_swanlab_without_a_login_is_refused_and_does_not_ask(flags, stub):
     def init(settings, **more):
-        assert not settings.interactive
+        assert not settings.interactive and not settings.probe["runtime"]  # which is the command line
         raise RuntimeError("no API key was provided.\nAnd more.")
 
     stub("swanlab", init)

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shlex
+import sys
 from types import ModuleType, SimpleNamespace
 
 from openrlhf_apo.errors import OptionError
-from openrlhf_apo.trainer.hidden import hide_in_addresses
+from openrlhf_apo.trainer.hidden import hide_in_addresses, hide_key
 from openrlhf_apo.trainer.plan import RunPlan
 
 
@@ -42,7 +44,8 @@ def make_trackers(plan: RunPlan, args: SimpleNamespace) -> list:
     if flags.swanlab_project:
         import swanlab
 
-        quiet = swanlab.Settings(interactive=False)  # nobody would see what it asks: stdout is run.log
+        # Nobody would see what it asks, as stdout is run.log; and what it keeps of a process is its command line.
+        quiet = swanlab.Settings(interactive=False, probe={"runtime": False})
         try:
             trackers.append(
                 ProjectTracker(swanlab, flags.swanlab_project, flags.wandb.run_name, settings, settings=quiet)
@@ -61,11 +64,13 @@ def make_trackers(plan: RunPlan, args: SimpleNamespace) -> list:
 
 
 def _without_key(args: SimpleNamespace) -> SimpleNamespace:
-    """OpenRLHF's logger hands all settings to wandb, where they are shown as the run's: log in before it does."""
+    """OpenRLHF's logger hands all settings to wandb, where they are shown as the run's: log in before it does. wandb
+    also keeps the command line, from sys.argv, which nobody else reads any more."""
     import wandb
 
     if not wandb.api.api_key:
         wandb.login(key=args.logger.wandb.key)
     args = copy.deepcopy(args)
     args.logger.wandb.key = None
+    sys.argv = shlex.split(hide_key(shlex.join(sys.argv)))
     return args
