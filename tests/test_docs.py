@@ -1,20 +1,32 @@
 """Every command in the README and docs/ is real: scripts exist and parse, flags are accepted, links lead somewhere."""
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import create_autospec
 
+import pandas
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openrlhf_apo import from_python
 from openrlhf_apo.analysis.compare_file import load_comparison
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options.own_file import load_own_file
 from openrlhf_apo.options.resolve import _read_config, make_parser
+from openrlhf_apo.settings import setting
+from openrlhf_apo.trainer.metrics import MetricsFile
+from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.samples import Sample
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -134,6 +146,59 @@ def test_the_rewards_of_the_page_score(number):
     exec(blocks[number], names)
     for answer, label, reward in REWARDS[number]:
         assert names["reward_func"](["Well? " + answer], ["Well? "], [label])["rewards"] == [reward]
+
+
+def python_blocks() -> list:
+    """Of the README and docs/; those of CONTRIBUTING.md are in test_extending.py."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [pytest.param(block, id=f"{page.name}-{i}") for i, block in enumerate(blocks)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny_model, tmp_path_factory) -> Path:
+    """A folder with the files that the pages' examples read."""
+    here = tmp_path_factory.mktemp("docs")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    for run in ("tiny_seed1", "a"):
+        shutil.copytree(tiny_model, here / "runs" / run)
+        tokenizer.save_pretrained(here / "runs" / run)
+        MetricsFile(here / "runs" / run / "metrics.jsonl").write({"step": 1, "reward_mean": 0.5})
+    RolloutFiles(str(here / "runs" / "a" / "rollouts")).write(
+        1, [Sample(0, "1+1=", "2", "", [1], [2], "2", [-1.0], False, 1.0)]
+    )
+    checkpoint = here / "runs" / "a" / "ckpt" / "_actor" / "best_global_step30" / "embedded.pt"
+    checkpoint.parent.mkdir(parents=True)
+    weights = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    torch.save({"backend": {"policy": weights}}, checkpoint)
+    question = {"Body": "Tom has 1 pen.", "Question": "How many?", "Answer": 1.0, "Equation": "1"}
+    (here / "SVAMP.json").write_text(json.dumps([question]))
+    row = {
+        "prompt": [{"role": "user", "content": "1+1?"}],
+        "data_source": "sums",
+        "reward_model": {"ground_truth": "2"},
+    }
+    pandas.DataFrame([row]).to_parquet(here / "train.parquet")
+    (here / "my_trl_rewards.py").write_text(
+        "accuracy = brevity = lambda completions, solution, **kwargs: [float(completions == solution)]\n"
+    )
+    (here / "my_verl_reward.py").write_text("def compute_score(source, answer, label): return answer == label\n")
+    return here
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize("block", python_blocks())
+def test_python_of_the_pages_runs(block, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(workplace)
+    monkeypatch.setattr(from_python, "train", create_autospec(from_python.train))  # a run; its arguments are checked
+    # What the text around a block has introduced. dataclasses ask for the module that they stand in.
+    names = {"rows": [], "reward": lambda prompt, response, label: 1.0, "setting": setting, "__name__": __name__}
+    exec(textwrap.dedent(block), names)
 
 
 @pytest.mark.parametrize("script", sorted([*ROOT.glob("*/*.sh"), *ROOT.glob("examples/scripts/*.sh")]), ids=str)

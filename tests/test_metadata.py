@@ -1,10 +1,14 @@
 """What is said of the package beside its code agrees with it."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import yaml
 
 from openrlhf_apo import __version__
+from openrlhf_apo.options.flags import PACKAGES
+from openrlhf_apo.options.openrlhf_flags import FLAGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,3 +26,13 @@ def test_the_hooks_are_the_style_checks_of_the_test_script():
     checks = [hook["entry"].removesuffix(" --force-exclude") for hook in hooks]
     assert checks == [".venv/bin/ruff check", ".venv/bin/ruff format"]
     assert all(check in script for check in checks)
+
+
+def test_extras_are_pinned_and_are_what_the_flags_need():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    needed = {flag.package for name, flag in FLAGS.items() if name.startswith("logger.") and flag.package}
+    assert set(extras) == needed | set(PACKAGES.values())
+    for name, (requirement,) in extras.items():
+        assert re.fullmatch(rf"{name}==[\d.]+", requirement)
+    pinned = (ROOT / "requirements" / "gpu.txt").read_text(encoding="utf-8")
+    assert f"{extras['wandb'][0]} " in pinned and f"{extras['tensorboard'][0]} " in pinned

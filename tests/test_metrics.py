@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
+from openrlhf_apo.trainer.metrics import MetricsFile, first_and_last_fifth, read_metrics
 
 
 def write_steps(path, steps, **settings):
@@ -152,3 +152,9 @@ def test_resume_without_a_file_or_with_a_gap_says_so(path, caplog):
     with caplog.at_level(logging.WARNING):
         write_steps(path, [9], resume_step=8)
     assert "ends before step 8" in caplog.text
+
+
+def test_first_and_last_fifth():
+    assert first_and_last_fifth([1.0]) == (1.0, 1.0, 1)
+    assert first_and_last_fifth([float(i) for i in range(14)]) == (0.5, 12.5, 2)
+    assert first_and_last_fifth([1.0, 2.0, 9.0] + [0.0] * 12, max) == (9.0, 0.0, 3)

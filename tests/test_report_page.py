@@ -122,6 +122,13 @@ def test_answers_of_several_rollouts_from_best_to_worst_as_text(tmp_path):
     assert "1<2 & so?" in text and "label: 2" in text and "boring" not in text
 
 
+def test_answers_come_from_where_the_run_saved_them(tmp_path):
+    saved, run = tmp_path / "elsewhere", write_run(tmp_path / "run")
+    RolloutFiles(str(saved)).write(1, [sample(0, "saved elsewhere", 1.0)])
+    (run / "run.json").write_text(json.dumps({"settings": {"apo.save_rollouts": str(saved)}}))
+    assert "saved elsewhere" in page_of(run).sections["Sample answers"]
+
+
 def test_answers_come_from_samples_jsonl_where_there_are_no_rollouts(tmp_path):
     groups = [
         {"step": step, "prompt": "p", "label": "7", "responses": [f"answer {step}", "other"], "rewards": [0.25, 0.5]}

@@ -1,9 +1,12 @@
 """The answers that every run keeps, and the command that prints them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from openrlhf_apo.cli.console import READER_LEFT
 from openrlhf_apo.cli.samples import main
 from openrlhf_apo.trainer import sample_file
 from openrlhf_apo.trainer.metrics import read_metrics
@@ -79,11 +82,19 @@ def test_saved_rollouts_have_all_groups(tmp_path, printed):
     assert main([str(saved)]) == 0
 
 
+def test_a_reader_that_leaves_ends_the_command_without_a_word(tmp_path):
+    write(tmp_path, [1], text="word " * 100_000)
+    command = f"{sys.executable} -m openrlhf_apo.cli.samples {tmp_path}"
+    shell = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (READER_LEFT, "") and result.stdout.startswith("rollout 1 ==")
+
+
 def test_what_is_not_there_is_one_line(tmp_path, printed):
     assert printed() == (
         2,
         "",
-        f"samples: {tmp_path} has neither samples.jsonl nor saved rollouts: give the output directory of a run\n",
+        f"error: {tmp_path} has neither samples.jsonl nor saved rollouts: give the output directory of a run\n",
     )
     write(tmp_path, [1, 11])
     assert "has no group of rollout 2, but of 1, 11" in printed("--step", "2")[2]

@@ -6,7 +6,7 @@ import torch
 
 from openrlhf_apo.analysis.diagnosis import ALPHAS, PAPER_ALPHAS, SPREAD, Diagnosis, diagnose
 from openrlhf_apo.analysis.diagnosis_figure import build_diagnosis_figure
-from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.rollout_files import RolloutFiles, saved_rollouts
 from openrlhf_apo.trainer.samples import GroupError, whole_groups
 
 QUANTITIES = {
@@ -21,10 +21,11 @@ QUANTITIES = {
 def save_diagnosis(directories: list, out, beta_r: float, tau_anc: float) -> str:
     """Draw the rollouts of all `directories` together into the PNG file `out`; returns the table.
 
-    A directory is one that --apo.save_rollouts wrote, or that of a run with such a one named `rollouts`.
+    A directory is one that --apo.save_rollouts wrote, or that of a run which saved them.
     """
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    directories = [path / "rollouts" if (path / "rollouts").is_dir() else path for path in map(Path, directories)]
+    found = [(saved_rollouts(path), path) for path in map(Path, directories)]
+    directories = [files.directory if files else path for files, path in found]
     diagnosis = diagnose(load_rewards(directories), beta_r, tau_anc)
     if len(directories) == 1:
         name = "/".join(Path(directories[0]).resolve().parts[-2:])

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from openrlhf_apo.analysis.report_figure import build_figure
 from openrlhf_apo.analysis.report_page import page
-from openrlhf_apo.trainer.metrics import held_out, read_metrics
+from openrlhf_apo.trainer.metrics import first_and_last_fifth, held_out, read_metrics
 
 
 def load_run(run_dir) -> list[dict]:
@@ -44,7 +44,6 @@ def summary(run_dir) -> str:
     rows = load_run(run_dir)
     trained = [row for row in rows if "reward_mean" in row]
     rewards = [row["reward_mean"] for row in trained]
-    fifth = max(1, len(rewards) // 5)
     key, evaluated = held_out(rows)
     alphas = [row["alpha"] for row in rows if "alpha" in row]
     seconds = [row["time/step"] for row in rows if "time/step" in row]
@@ -53,8 +52,8 @@ def summary(run_dir) -> str:
 
     lines = [f"{'':<16} {'first':>8} {'last':>8} {'change':>8}"]
     if rewards:
-        note = f"mean over {fifth} of {len(rewards)} steps"
-        lines.append(_comparison("sampled reward", fmean(rewards[:fifth]), fmean(rewards[-fifth:]), note))
+        first, last, fifth = first_and_last_fifth(rewards)
+        lines.append(_comparison("sampled reward", first, last, f"mean over {fifth} of {len(rewards)} steps"))
     if evaluated:
         (start, first), (end, last) = evaluated[0], evaluated[-1]
         steps = f"steps {start} and {end}" if len(evaluated) > 1 else f"step {start} only"

@@ -1,7 +1,6 @@
 """The report of one run as a page: one HTML file that needs no network and no script."""
 
 import base64
-import json
 from html import escape
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from openrlhf_apo.analysis.report_panels import seconds_per_step
 from openrlhf_apo.analysis.verdict import verdict
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
-from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.rollout_files import saved_rollouts
+from openrlhf_apo.trainer.run_record import read_run_record
 from openrlhf_apo.trainer.samples import Sample, by_group
 
 STEPS = 4  # of which answers are shown
@@ -36,7 +36,7 @@ def page(name: str, run_dir: Path, rows: list[dict], picture: bytes, summary: st
 
     Raises ValueError naming a file of the run that cannot be read.
     """
-    record = _record(run_dir)
+    record = read_run_record(run_dir)
     curves = base64.b64encode(picture).decode()
     parts = [
         f"<h1>{escape(name)}</h1>",
@@ -77,9 +77,8 @@ def _phases(rows: list[dict]) -> str:
 
 def _answers(run_dir: Path) -> str:
     """A prompt of the first, the last and further rollouts in between, with answers from the best to the worst."""
-    files = RolloutFiles(run_dir / "rollouts")
-    if saved := files.rollouts():
-        shown = [(rollout, *_group(files.read(rollout))) for rollout in _spread(saved, STEPS)]
+    if files := saved_rollouts(run_dir):
+        shown = [(rollout, *_group(files.read(rollout))) for rollout in _spread(files.rollouts(), STEPS)]
     else:
         shown = _spread(_kept(run_dir / "samples.jsonl"), STEPS)
     parts = ["<h2>Sample answers</h2>"] if shown else []
@@ -126,14 +125,6 @@ def _text(text: str) -> str:
     left_out = len(text) - MOST_CHARACTERS
     shown = escape(text[:MOST_CHARACTERS])
     return f"<pre>{shown}</pre>" + (f"<small>{left_out:,} characters more</small>" if left_out > 0 else "")
-
-
-def _record(run_dir: Path) -> dict:
-    path = run_dir / "run.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
 def _settings(record: dict, run_dir: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from openrlhf_apo.trainer.health import Health
+from openrlhf_apo.trainer.metrics import first_and_last_fifth
 
 FEWEST = 10  # rollouts, before anything is said of learning
 ROUNDING = 1e-5  # nats per token; what float32 leaves of equal weights is below
@@ -30,7 +31,7 @@ def learning(rows: list[dict]) -> Finding | None:
     rewards = _values(rows, "reward_mean")
     if not rewards:
         return None
-    first, last, size = _ends(rewards)
+    first, last, size = first_and_last_fifth(rewards)
     rule = (
         f"mean sampled reward of the last fifth of the rollouts ({size}) against the first fifth, beyond 2 standard "
         "errors of the difference; the noise of a rollout is taken from differences of consecutive ones"
@@ -84,7 +85,7 @@ def truncation(rows: list[dict]) -> Finding | None:
     shares = _values(rows, "truncated_fraction")
     if not shares:
         return None
-    _, share, size = _ends(shares)
+    _, share, size = first_and_last_fifth(shares)
     return Finding(
         "look" if share > 0.1 else "good",
         f"{share:.0%} of the answers are cut off at the length limit.",
@@ -96,7 +97,7 @@ def mismatch(rows: list[dict]) -> Finding | None:
     values = _values(rows, "rollout_mismatch")
     if not values:
         return None
-    first, last, size = _ends(values, median)
+    first, last, size = first_and_last_fifth(values, median)
     rule = (
         f"median of the last fifth ({size}), nats per token; rounding below {ROUNDING:g}; to be looked at when "
         f"{GROWTH:g} times the first fifth's, or above a tenth of the limit (--apo.max_mismatch, by default "
@@ -116,7 +117,7 @@ def gradient(rows: list[dict]) -> Finding | None:
     norms = _values(rows, "grad_norm")
     if not norms:
         return None
-    first, last, size = _ends(norms, median)
+    first, last, size = first_and_last_fifth(norms, median)
     rule = f"medians of the first and the last fifth ({size}); to be looked at when 0 or {GROWTH:g} times as large"
     if last == 0:
         return Finding("look", "The gradient is 0: nothing is learned any more.", rule)
@@ -129,9 +130,3 @@ def gradient(rows: list[dict]) -> Finding | None:
 
 def _values(rows: list[dict], key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
-
-
-def _ends(values: list[float], average=fmean) -> tuple[float, float, int]:
-    """Of the first and the last fifth of values[N], and how many these are."""
-    size = max(1, len(values) // 5)
-    return average(values[:size]), average(values[-size:]), size

@@ -7,10 +7,10 @@ docs/own_loss.md explains the lines. Exit code 2, with one `error:` line: the fi
 with.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 
+from openrlhf_apo.cli.console import Parser, exit_code
 from openrlhf_apo.errors import LossError
 from openrlhf_apo.objectives import TOKEN_LOSSES, Terms
 from openrlhf_apo.objectives.checking import group_checks, token_checks
@@ -18,9 +18,7 @@ from openrlhf_apo.options.own_file import load_own_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m openrlhf_apo.cli.check_loss", description="Check the losses of a file."
-    )
+    parser = Parser(prog="python -m openrlhf_apo.cli.check_loss", description="Check the losses of a file.")
     parser.add_argument("file", metavar="FILE.py", help="registers its losses with @group_loss or @token_loss")
     args = parser.parse_args(argv)
     try:
@@ -51,4 +49,4 @@ def _travel(terms: Terms) -> Terms:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -12,13 +12,13 @@ a Ray of its own on this machine, which is for CPUs only.
 Exit code 2: a setting cannot be used, and nothing was started; 1: a run crashed; 130: stopped by a signal.
 """
 
-import argparse
 import logging
 import signal
 import sys
 
 from openrlhf_apo.analysis.compare import compare
 from openrlhf_apo.analysis.compare_file import load_comparison
+from openrlhf_apo.cli.console import Parser, exit_code
 from openrlhf_apo.errors import CompareError
 from openrlhf_apo.trainer.metrics import logger as metrics_logger
 
@@ -28,9 +28,7 @@ def _interrupt(signum, frame):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m openrlhf_apo.cli.compare", description="Run arms x seeds and compare them."
-    )
+    parser = Parser(prog="python -m openrlhf_apo.cli.compare", description="Run arms x seeds and compare them.")
     parser.add_argument("file", metavar="FILE.yaml", help="the comparison, such as configs/compare/figure1_tiny.yaml")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: the file's, or 1")
     args = parser.parse_args(argv)
@@ -54,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

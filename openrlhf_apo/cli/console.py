@@ -1,13 +1,38 @@
 """What a person sees of a run: our own lines. What its libraries print goes to a file that is named at the start."""
 
+import argparse
 import logging
 import os
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
+READER_LEFT = 141  # what a shell has for a command that SIGPIPE ended
 FORMAT = {"fmt": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with an argument, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help says more\n")
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """That of a command. Where whoever reads its output has left (`| head`), it ends without a word, as Unix tools
+    do."""
+    try:
+        try:
+            code = main()
+        except SystemExit as stopped:  # --help
+            code = stopped.code or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python flushes the rest to when it ends
+        return READER_LEFT
 
 
 class _Lines(logging.Handler):

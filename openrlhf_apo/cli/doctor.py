@@ -25,6 +25,7 @@ from typing import NamedTuple
 import psutil
 
 from openrlhf_apo import cpu
+from openrlhf_apo.cli.console import Parser, exit_code
 
 TRAINER = [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray"]
 GB = 1e9
@@ -172,7 +173,7 @@ CHECKS: tuple[Callable, ...] = (versions, accelerator, memory, disk, ports, inpu
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", metavar="FOLDER", help="a model to look at")
     parser.add_argument("--data", metavar="FILE", help="prompts to look at")
     parser.add_argument("--output", metavar="DIR", default=".", help="where a run would write (default here)")
@@ -187,4 +188,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -19,12 +19,13 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 
 from openrlhf_apo.analysis.scores import Score, pass_at_k, powers_up_to, scores, table
+from openrlhf_apo.cli.console import Parser, exit_code
 from openrlhf_apo.cli.imports import quick_imports
 from openrlhf_apo.errors import OptionError, RunError
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m openrlhf_apo.cli.evaluate",
         description="Greedy score and pass@k of a model on a data set, in this process.",
         epilog="How answers are made and scored is said by flags of the trainer, such as --reward math_verify or "
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             with open(own.json, "w", encoding="utf-8") as file:
                 json.dump(settings | {"flags": flags, "scores": list(map(asdict, found))}, file, indent=1)
             print(f"written: {own.json}")
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:  # ours, and what the libraries say of a model or a template
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
@@ -103,7 +106,6 @@ def _scores(greedy: list, sampled: list, samples: int | None) -> list[Score]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
+    code = exit_code(main)
     sys.stderr.flush()
     os._exit(code)  # the thread of a hung reward function would keep the interpreter waiting for ever

@@ -4,19 +4,19 @@
     python -m openrlhf_apo.cli.report --diag ROLLOUT_DIR [ROLLOUT_DIR ...] [--out FILE.png]
 
 One run gives RUN_DIR/report.png and RUN_DIR/report.html, a page in one file; several are laid over each other, in
-overlay.png of the first. A ROLLOUT_DIR is what --apo.save_rollouts wrote, or a run's directory with it in `rollouts`;
+overlay.png of the first. A ROLLOUT_DIR is what --apo.save_rollouts wrote, or the directory of a run that saved them;
 several are diagnosed together, in diagnostics.png of the first.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from openrlhf_apo.analysis.report import save_report, summary
+from openrlhf_apo.cli.console import Parser, exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m openrlhf_apo.cli.report",
         description="Draw runs from their metrics.jsonl, or diagnose what α does to the gradient of saved rollouts.",
     )
@@ -30,8 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         _diagnose(args) if args.diag else _report(args)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -57,4 +59,4 @@ def _diagnose(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

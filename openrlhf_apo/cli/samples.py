@@ -6,23 +6,21 @@ Every run keeps one group of every tenth rollout in RUN_DIR/samples.jsonl. Of a 
 prints all groups of any rollout; its directory can be given as RUN_DIR, too.
 """
 
-import argparse
-import json
 import shutil
 import sys
 import textwrap
 from pathlib import Path
 
+from openrlhf_apo.cli.console import Parser, exit_code
 from openrlhf_apo.trainer.metrics import read_metrics
-from openrlhf_apo.trainer.rollout_files import RolloutFiles
-from openrlhf_apo.trainer.run_record import NAME as RUN_RECORD
+from openrlhf_apo.trainer.rollout_files import saved_rollouts
 from openrlhf_apo.trainer.sample_file import NAME as SAMPLES
 from openrlhf_apo.trainer.sample_file import group_row
 from openrlhf_apo.trainer.samples import by_group
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m openrlhf_apo.cli.samples", description="Print what the policy answered, group by group."
     )
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="output directory of a run, or its saved rollouts")
@@ -31,15 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rows = _rows(args.run, args.step)
     except (OSError, ValueError) as error:
-        print(f"samples: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n\n".join(map(_shown, rows)))
     return 0
 
 
 def _rows(run: Path, step: int | None) -> list[dict]:
-    candidates = [RolloutFiles(str(directory)) for directory in (run, _saved_rollouts(run)) if directory]
-    saved = next((files for files in candidates if files.rollouts()), None)
+    saved = saved_rollouts(run)
     if saved is not None and step in saved.rollouts():
         return [group_row(step, group) for group in by_group(saved.read(step))]
     if not (run / SAMPLES).is_file():
@@ -54,14 +51,6 @@ def _rows(run: Path, step: int | None) -> list[dict]:
         there = ", ".join(str(row["step"]) for row in rows)
         raise ValueError(f"{run / SAMPLES} has no group of rollout {step}, but of {there or 'none'}")
     return kept
-
-
-def _saved_rollouts(run: Path) -> Path | None:
-    """The directory of --apo.save_rollouts, as run.json names it."""
-    if not (run / RUN_RECORD).is_file():
-        return None
-    settings = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))["settings"]
-    return Path(settings["apo.save_rollouts"]) if settings["apo.save_rollouts"] else None
 
 
 def _shown(row: dict) -> str:
@@ -88,4 +77,4 @@ def _wrapped(text: str, width: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TextIO
 
-from openrlhf_apo.cli.console import divert_output, log_to
+from openrlhf_apo.cli.console import divert_output, exit_code, log_to
 from openrlhf_apo.cli.imports import quick_imports
 from openrlhf_apo.errors import DataError, GroupError, LossError, OptionError, RunError, in_one_line
 from openrlhf_apo.rewards.math_verify import start_workers
@@ -112,7 +112,6 @@ def _last_checkpoint(output: "OutputPlan") -> int | None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
+    code = exit_code(main)
     sys.stderr.flush()
     os._exit(code)  # the thread of a hung reward function would keep the interpreter waiting for ever

@@ -16,7 +16,8 @@ from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
 from openrlhf_apo.cluster.reward_model import RayRewardModel, reward_group
 from openrlhf_apo.cluster.start import wants_reference
-from openrlhf_apo.data.inputs import make_trackers, read_inputs
+from openrlhf_apo.data.inputs import read_inputs
+from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
@@ -56,7 +57,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         len(tokenizer),
         resume=resume is not None,
         foreign_update=foreign_update,
-        trackers=make_trackers(args),
+        trackers=make_trackers(plan, args),
         console=console,
         stop=stop,
     )

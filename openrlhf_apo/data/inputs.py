@@ -1,6 +1,5 @@
 """What a run reads before anything is started: its reward, prompts, and held-out prompts."""
 
-import copy
 from types import SimpleNamespace
 
 from openrlhf_apo.data.prompt_rows import load_prompts
@@ -115,24 +114,3 @@ def make_tokenizer(args: SimpleNamespace):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def make_trackers(args: SimpleNamespace) -> list:
-    """OpenRLHF's loggers, as --logger.wandb.* and --logger.tensorboard_dir ask for them."""
-    if not args.logger.wandb.key and not args.logger.tensorboard_dir:
-        return []
-    from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # imports OpenRLHF
-
-    trackers = [WandbLogger(_without_key(args))] if args.logger.wandb.key else []
-    return trackers + ([TensorboardLogger(args)] if args.logger.tensorboard_dir else [])
-
-
-def _without_key(args: SimpleNamespace) -> SimpleNamespace:
-    """OpenRLHF's logger hands all settings to wandb, where they are shown as the run's: log in before it does."""
-    import wandb
-
-    if not wandb.api.api_key:
-        wandb.login(key=args.logger.wandb.key)
-    args = copy.deepcopy(args)
-    args.logger.wandb.key = None
-    return args

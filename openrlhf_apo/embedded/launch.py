@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openrlhf_apo import cpu
 from openrlhf_apo.cpu.patches import without_deepspeed
-from openrlhf_apo.data.inputs import make_tokenizer, make_trackers, read_inputs
+from openrlhf_apo.data.inputs import make_tokenizer, read_inputs
+from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
@@ -84,7 +85,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         engine,
         len(tokenizer),
         resume=resume is not None,
-        trackers=make_trackers(args),
+        trackers=make_trackers(plan, args),
         console=console,
         stop=stop,
     )

@@ -10,6 +10,9 @@ from openrlhf_apo.objectives import OPENRLHF, TOKEN_LOSSES
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.openrlhf_flags import SCHEDULERS_WITH_MIN_LR
 
+# Flags that switch a tracker on.
+TRACKERS = ("logger.wandb.key", "logger.tensorboard_dir", "logger.swanlab_project", "logger.trackio_project")
+
 
 class Values:
     """values["eval.dataset"], and `given`: the flags that the user or the file sets."""
@@ -53,13 +56,18 @@ def _ratio_of_answers(v: Values) -> bool:
     return v["loss"] in TOKEN_LOSSES and TOKEN_LOSSES[v["loss"]].implementation.ratio_of_answers
 
 
+def _has_surplus(v: Values) -> bool:
+    """Whether a rollout may train on groups that an earlier policy sampled."""
+    return v["rollout.vllm_generate_batch_size"] is not None or v["algo.dynamic_filtering_enable"]
+
+
 def _rewards(v: Values) -> int:
     """How many rewards are added up."""
     return len(v["reward.name"] or []) + bool(v["reward.remote_url"]) + bool(v["reward.model_name_or_path"])
 
 
 def _no_tracker(v: Values) -> bool:
-    return not v["logger.wandb.key"] and not v["logger.tensorboard_dir"]
+    return not any(v[flag] for flag in TRACKERS)
 
 
 def _length_unused(v: Values) -> bool:
@@ -153,7 +161,7 @@ CONDITIONS = [
     ),
     Condition(
         "logger.wandb.run_name logger.logging_steps",
-        "without --logger.wandb.key or --logger.tensorboard_dir",
+        f"without a tracker ({', '.join(f'--{flag}' for flag in TRACKERS)})",
         _no_tracker,
     ),
     # Optimizer and model.
@@ -254,7 +262,7 @@ CONDITIONS = [
     Condition(
         "algo.advantage.is_correction_*",
         "with --runtime embedded, whose engine samples from the very weights that are trained",
-        lambda v: v["runtime"] == "embedded" and not v["apo.load_rollouts"],
+        lambda v: v["runtime"] == "embedded" and not v["apo.load_rollouts"] and not _has_surplus(v),
         "drop it, or use --runtime ray",
     ),
     Condition(

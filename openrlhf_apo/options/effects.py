@@ -11,6 +11,7 @@ from openrlhf_apo.cpu import has_cuda
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.conditions import CONDITIONS, Values
+from openrlhf_apo.options.flags import PACKAGES
 from openrlhf_apo.options.openrlhf_flags import Flag, kind_of, openrlhf_flag
 from openrlhf_apo.settings import check_number
 
@@ -53,6 +54,8 @@ def check_values(args: argparse.Namespace, given: set[str]) -> None:
     """OpenRLHF's flags have values in their range, and the packages that they need are there."""
     for flag in sorted(given):
         entry, value = openrlhf_flag(flag), getattr(args, flag)
+        if flag in PACKAGES and value:
+            _need_package(flag, PACKAGES[flag])
         if entry is None or value is None:
             continue
         if entry.choices and value not in entry.choices:

@@ -6,6 +6,9 @@ from openrlhf_apo.alpha import CONTROLLERS
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options.owners import add_owned_flags
 
+# What a flag needs, as pip has it.
+PACKAGES = {"logger.swanlab_project": "swanlab", "logger.trackio_project": "trackio"}
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -143,6 +146,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="run a reward file in processes of its own, without the run's secrets, that may be killed",
     )
     add("--eval.ends", action="store_true", help="evaluate before the first and after the last rollout, too")
+    add("--logger.swanlab_project", metavar="NAME", help="log to SwanLab, as SWANLAB_MODE and SWANLAB_API_KEY say")
+    add("--logger.trackio_project", metavar="NAME", help="log to trackio, on this machine's disk (TRACKIO_DIR)")
     add("--logger.actor_logs", action="store_true", help="show what Ray's actors print")
 
     for action in parser._actions:

@@ -18,7 +18,7 @@ from openrlhf_apo.options.check_model import check_model
 from openrlhf_apo.options.checks import check_before_openrlhf, check_inputs, check_settings
 from openrlhf_apo.options.effects import check_values, refuse_flags_without_effect
 from openrlhf_apo.options.help_page import HelpAction
-from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS
+from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS, openrlhf_flag
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
 from openrlhf_apo.options.rewards import OURS, kind_of
@@ -26,6 +26,15 @@ from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
 
 logger = logging.getLogger(__name__)
+
+# What other trainers call it, where the spelling does not lead to ours.
+ELSEWHERE = {
+    "data": "data.prompt_dataset",
+    "dataset": "data.prompt_dataset",
+    "epochs": "train.max_epochs",
+    "model": "actor.model_name_or_path",
+    "output": "ckpt.output_dir",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +44,9 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            before = self._option_string_actions.get(args[args.index(unknown[0]) - 1])
+            if before is not None and before.nargs == 0 and not unknown[0].startswith("-"):
+                raise OptionError(f"{before.option_strings[0]} is a switch: drop {unknown[0]!r}")
             name = next((word for word in unknown if word.startswith("--")), unknown[0]).partition("=")[0]
             hint = _did_you_mean(name, self._option_string_actions)
             raise OptionError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -43,9 +55,18 @@ class _Parser(argparse.ArgumentParser):
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known names nearest to an unknown one, to go on after the error; nothing where none is near."""
+    word = name.lstrip("-")
+    usable = {other.lstrip("-"): other for other in known if not _refused_everywhere(other.lstrip("-"))}
     # A flag without its prefix, --batch_size, is nearer to those that end so than its spelling says.
-    near = [other for other in known if other.endswith(f".{name.lstrip('-')}")] or get_close_matches(name, known, 1)
+    near = [usable[ELSEWHERE[word]]] if word in ELSEWHERE else []
+    near = near or [usable[other] for other in usable if other.endswith(f".{word}")]
+    near = near or get_close_matches(name, usable.values(), 1)
     return f"; did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
+
+
+def _refused_everywhere(flag: str) -> bool:
+    entry = openrlhf_flag(flag)
+    return entry is not None and all(use.kind == "refused" for use in (entry.group, entry.token, entry.openrlhf))
 
 
 def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace:

@@ -34,7 +34,9 @@ import logging
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NoReturn, TextIO
 
 from openrlhf_apo.trainer.files import move_aside
@@ -118,6 +120,14 @@ def held_out(rows: list[dict]) -> tuple[str, list[tuple[int, float]]]:
     keys = ("eval/score_mean", "eval/pass1")
     found = [(row["step"], row[key]) for row in rows for key in keys if key in row]
     return keys[0] if any(keys[0] in row for row in rows) else keys[1], found
+
+
+def first_and_last_fifth(
+    values: list[float], average: Callable[[list[float]], float] = fmean
+) -> tuple[float, float, int]:
+    """The averages of the first and the last fifth of values[N], and how many values a fifth is, at least one."""
+    size = max(1, len(values) // 5)
+    return average(values[:size]), average(values[-size:]), size
 
 
 def _plain(value: Any, key: str, step: object) -> Any:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from openrlhf_apo.trainer.run_record import read_run_record
 from openrlhf_apo.trainer.samples import Sample
 
 
@@ -48,3 +49,11 @@ class RolloutFiles:
 
     def _path(self, rollout: int) -> Path:
         return self.directory / f"rollout_{rollout:05d}.jsonl"
+
+
+def saved_rollouts(directory: Path) -> RolloutFiles | None:
+    """Those in `directory` itself, or those of the run whose output directory it is: where its run.json says that
+    --apo.save_rollouts wrote them, or in its `rollouts`. None where no such place has any."""
+    recorded = read_run_record(directory).get("settings", {}).get("apo.save_rollouts")
+    places = [str(directory), *([recorded] if recorded else []), str(directory / "rollouts")]
+    return next((files for files in map(RolloutFiles, places) if files.rollouts()), None)

@@ -48,6 +48,15 @@ def write_run_record(plan: "RunPlan", manifest: dict, resumed_after: int | None)
     write_whole(path, hide_in_addresses(content) + "\n")
 
 
+def read_run_record(directory: Path) -> dict:
+    """Of a run's output directory; {} where there is none. Raises ValueError naming a file that cannot be read."""
+    path = directory / NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+
+
 def versions() -> dict[str, str]:
     """Of what is installed."""
     found = {"python": platform.python_version()}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from openrlhf_apo.trainer.metrics import held_out
+from openrlhf_apo.trainer.metrics import first_and_last_fifth, held_out
 
 
 def closing_lines(rows: list[dict], done: int, total: int, directory: Path, model: str) -> list[str]:
@@ -22,8 +22,7 @@ def gains(rows: list[dict]) -> list[str]:
     """What was gained in sampled and in held-out reward, as far as it was measured."""
     found = []
     if rewards := [row["reward_mean"] for row in rows if "reward_mean" in row]:
-        fifth = max(1, len(rewards) // 5)
-        first, last = fmean(rewards[:fifth]), fmean(rewards[-fifth:])
+        first, last, fifth = first_and_last_fifth(rewards)
         ends = f"means of {fifth} rollouts" if fifth > 1 else "one rollout"
         found.append(f"sampled reward from {first:.3f} to {last:.3f} ({ends} at each end of {len(rewards)})")
     key, evaluated = held_out(rows)

@@ -18,7 +18,7 @@ from test_exact_resume import drop_after
 from openrlhf_apo import cpu
 from openrlhf_apo.cli.dry_run import _print_settings
 from openrlhf_apo.cli.train_apo_ray import RESUME, resume_command
-from openrlhf_apo.data.inputs import make_trackers
+from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options import effects, owners, resolve, run_plan, start_up_warnings
@@ -282,7 +282,10 @@ def wandb(monkeypatch) -> dict:
     def login(key):
         told["key"] = module.api.api_key = key
 
-    module.login, module.init = login, lambda **settings: told.update(settings)
+    def init(**settings):
+        told.update(settings | {"command": sys.argv})
+
+    module.login, module.init = login, init
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.setattr(effects, "find_spec", lambda name: True)
     return told
@@ -291,12 +294,14 @@ def wandb(monkeypatch) -> dict:
 SECRET = "s3cret"
 
 
-def test_a_key_reaches_wandbs_login_and_nothing_that_is_kept(short, wandb, capsys):
+def test_a_key_reaches_wandbs_login_and_nothing_that_is_kept(short, wandb, capsys, monkeypatch):
     """OpenRLHF 0.11.2: its logger hands wandb all settings, the key among them, and wandb shows them as the run's.
     Here the key stands neither there nor in the log, a dry run or a checkpoint."""
     argv = [*short, "--logger.wandb.key", SECRET]
     args = resolve(argv)
-    make_trackers(args)
+    monkeypatch.setattr(sys, "argv", ["train_apo_ray", *argv])
+    make_trackers(run_plan(args), args)
+    assert SECRET not in str(wandb["command"]) and "$WANDB_API_KEY" in wandb["command"]
     assert wandb["key"] == SECRET and SECRET not in str(wandb["config"]) and "wandb" in str(wandb["config"])
     assert args.logger.wandb.key == SECRET  # as it was
     _print_settings(args)
