@@ -98,7 +98,7 @@ def settings(job: dict, zero_stage: int) -> SimpleNamespace:
         local_rank=-1,
         train=SimpleNamespace(seed=0, full_determinism_enable=False, micro_batch_size=1, batch_size=job["step_size"]),
         actor=SimpleNamespace(max_norm=0.0),
-        ds=SimpleNamespace(zero_stage=zero_stage, param_dtype="fp32"),
+        ds=SimpleNamespace(zero_stage=zero_stage, param_dtype="fp32", enable_sleep=False),
     )
 
 

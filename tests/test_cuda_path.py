@@ -10,6 +10,7 @@ import pytest
 from openrlhf_apo import cpu
 from openrlhf_apo.trainer.completions import Completion
 from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.samples import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -110,8 +111,36 @@ def test_the_policys_cached_memory_is_given_back_before_the_engine_wakes(calls):
 def test_only_the_engines_weights_wake_for_a_sync(calls, monkeypatch):
     cpu.decide("cuda")
     sleeping_engine(calls).sync_weights()
-    assert calls[0] == "policy.release_memory"
-    assert calls[1:] == ["engine0.wake_up", "engine1.wake_up", "policy.call_actors"]
+    assert calls[:2] == ["policy.sleep", "policy.release_memory"]
+    assert calls[2:] == ["engine0.wake_up", "engine1.wake_up", "policy.call_actors"]
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_the_optimizers_states_are_on_the_gpu_only_while_a_rollout_is_trained_on(sleeps, monkeypatch):
+    from openrlhf_apo.cluster.policy import RayPolicy
+
+    calls = []
+    actor = Recorder(calls, "actor")
+    group = SimpleNamespace(_actor_handlers=[actor], duplicate_actors=1)
+    monkeypatch.setattr("openrlhf_apo.cluster.policy.get_all", lambda refs, timeout, what: refs)
+    policy = RayPolicy(group, MicroBatchLimit(samples=1), 1.0, sleeps)
+    policy.load_steps([])
+    policy.sleep()
+    assert calls == (["actor.reload_states", "actor.learn", "actor.offload_states"] if sleeps else ["actor.learn"])
+
+
+@pytest.mark.parametrize("stage, sleeps, torchs", [(3, True, False), (2, True, True), (3, False, True)])
+def test_zero_3_sleeps_with_deepspeeds_own_adam(stage, sleeps, torchs, monkeypatch):
+    """stage3.py: "Offloading is supported only for DeepSpeed FusedAdam"."""
+    from spmd import settings as rank_settings
+
+    from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
+
+    args = rank_settings({"step_size": 8}, stage)
+    args.ds.enable_sleep = sleeps
+    optimizer = {"type": "AdamW", "params": {}}
+    ApoStrategy(args, RankPlan()).get_ds_train_config(optimizer)
+    assert ("torch_adam" in optimizer["params"]) == torchs
 
 
 @pytest.mark.parametrize(
@@ -127,7 +156,9 @@ def test_the_way_of_the_buckets_follows_the_device_and_the_placement(device, col
 
     cpu.decide(device)
     seen = []
-    policy = SimpleNamespace(call_actors=lambda method, *arguments: seen.append((method, *arguments)))
+    policy = SimpleNamespace(
+        call_actors=lambda method, *arguments: seen.append((method, *arguments)), sleep=lambda: None
+    )
     plan = engine.EnginePlan("m", 1, 2, "bf16", 64, 0, False, False, False, 0.5, False, 1.0, colocated, True)
     engine.RayEngine(["engine"], None, policy, OneToken(), plan).sync_weights()
     name, *arguments = sender

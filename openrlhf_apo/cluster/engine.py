@@ -276,6 +276,7 @@ class RayEngine:
         return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
 
     def _sync_weights(self) -> None:
+        self.policy.sleep()
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up", ("weights",))

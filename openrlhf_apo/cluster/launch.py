@@ -44,7 +44,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     strategy = ApoStrategy(args, _rank_plan(plan), resume.folder.name if resume else None)
     started = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy_group, reference_group, reward_model.group, engines, engine_pg = started
-    policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout)
+    policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout, args.ds.enable_sleep)
     engine = RayEngine(engines, engine_pg, policy, tokenizer, _engine_plan(plan, args)) if engines else None
     foreign_update = None
     if plan.objective is None:

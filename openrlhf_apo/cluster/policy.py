@@ -20,6 +20,7 @@ from openrlhf_apo.ranks.learner import Learner
 from openrlhf_apo.ranks.lora import Adapter, engine_weights
 from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.layout import MicroBatchLimit
+from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
 
@@ -39,20 +40,20 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
                 if "ema" not in self.checkpoint_states:
                     raise RunError("the checkpoint has no ema weights: resume with the flags that wrote it")
                 self.ema.load_state_dict(self.checkpoint_states.pop("ema"))
-        adapter = None
+        adapter, offload = None, strategy.args.ref.offload
         if strategy.args.ds.lora.rank:
             adapter = Adapter(self.actor.model.module, partial(writable, sharded=strategy.stage == 3))
         if plan.anchor and adapter:
             self.anchor = AdapterAnchor(self.actor, strategy.stage)
         elif plan.anchor:
-            self.anchor = AnchorWeights(self._frozen_model(pretrain), strategy.stage)
+            self.anchor = AnchorWeights(self._frozen_model(pretrain, plan.shared and offload), strategy.stage)
         if plan.anchor and "anchor" in self.checkpoint_states:
             self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
         reference = None
         if plan.reference and adapter:
             reference = self.actor
         elif plan.reference:
-            reference = self.anchor.model if plan.shared else self._frozen_model(pretrain)
+            reference = self.anchor.model if plan.shared else self._frozen_model(pretrain, offload)
         backend = DeepSpeedBackend(
             *(strategy, self.actor, self.actor_scheduler, self.anchor, reference),
             adapter=adapter,
@@ -61,15 +62,15 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         )
         self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator, plan.entropy)
 
-    def _frozen_model(self, pretrain) -> Actor:
-        """The initial weights, sharded like the policy's."""
+    def _frozen_model(self, pretrain, offload: bool = False) -> Actor:
+        """The initial weights, sharded like the policy's. offload: to the host, from where a forward fetches them."""
         args = self.strategy.args
         model = Actor(
             pretrain,
             attn_implementation=args.ds.attn_implementation,
             experts_implementation=args.ds.experts_implementation,
             param_dtype=args.ds.param_dtype,
-            ds_config=self.strategy.get_ds_eval_config(),
+            ds_config=self.strategy.get_ds_eval_config(offload),
             packing_samples=args.ds.packing_samples,
             temperature=args.rollout.temperature,
             use_liger_kernel=args.ds.use_liger_kernel,
@@ -137,10 +138,12 @@ class ReferenceActor(UpstreamReference.__ray_metadata__.modified_class):
 
 
 class RayPolicy(ShardedPolicy):
-    """PolicyHandle over a RayActorGroup. Actors of one ring-attention or tensor-parallel group do the same work."""
+    """PolicyHandle over a RayActorGroup. Actors of one ring-attention or tensor-parallel group do the same work.
+    sleeps: gradients and the optimizer's states are on the GPU only while a rollout is trained on
+    (--ds.enable_sleep), as OpenRLHF has it; the actors start without."""
 
-    def __init__(self, group: RayActorGroup, limit: MicroBatchLimit, timeout: float):
-        self.group, self.timeout = group, timeout
+    def __init__(self, group: RayActorGroup, limit: MicroBatchLimit, timeout: float, sleeps: bool = False):
+        self.group, self.timeout, self.sleeps = group, timeout, sleeps
         self.actors = group._actor_handlers
         super().__init__(len(self.actors) // group.duplicate_actors, limit)
 
@@ -148,6 +151,16 @@ class RayPolicy(ShardedPolicy):
         duplicates = self.group.duplicate_actors
         refs = [actor.learn.remote(method, *arguments(i // duplicates)) for i, actor in enumerate(self.actors)]
         return get_all(refs, self.timeout, f"the policy's {method}")[::duplicates]
+
+    def load_steps(self, steps: list[list[Sample]]) -> None:
+        if self.sleeps:
+            self.call_actors("reload_states")
+        super().load_steps(steps)
+
+    def sleep(self) -> None:
+        """After training on a rollout."""
+        if self.sleeps:
+            self.call_actors("offload_states")
 
     def save_checkpoint(self, tag: str, trainer_state: dict) -> None:
         self.call_actors("save_checkpoint", tag, {"trainer": trainer_state})

@@ -38,6 +38,8 @@ def _check_cpu(args: SimpleNamespace) -> None:
 
 def _check_deepspeed(args: SimpleNamespace) -> None:
     stage, ours = args.ds.zero_stage, args.loss != OPENRLHF
+    if args.ds.enable_sleep and stage == 0:
+        raise OptionError("--ds.enable_sleep needs --ds.zero_stage 1, 2 or 3: DeepSpeed moves no states without ZeRO")
     if args.actor.optim == "muon" and stage not in (1, 2):
         what = "raises beside its reduce-scatter" if stage == 3 else "is plain SGD without ZeRO"
         raise OptionError(f"--actor.optim muon needs --ds.zero_stage 1 or 2, not {stage}: DeepSpeed's Muon {what}")

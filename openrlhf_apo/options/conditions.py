@@ -194,6 +194,19 @@ CONDITIONS = [
         "give it, or drop this one",
     ),
     Condition("ds.zpg ref.offload reward.offload", "below --ds.zero_stage 3", lambda v: v["ds.zero_stage"] < 3),
+    Condition(
+        "ds.enable_sleep", "with --ds.adam_offload, which keeps the states off the GPU", lambda v: v["ds.adam_offload"]
+    ),
+    Condition(
+        "ds.enable_sleep",
+        "with --apo.load_rollouts, beside which no engine runs",
+        lambda v: bool(v["apo.load_rollouts"]),
+    ),
+    Condition(
+        "ref.offload",
+        "with --ds.lora.rank, where the reference is the policy's own base",
+        lambda v: v["ds.lora.rank"] > 0 and v["loss"] != OPENRLHF,
+    ),
     Condition("ds.overlap_comm", "with --ds.zero_stage 0", lambda v: v["ds.zero_stage"] == 0),
     Condition("ds.ring_attn_head_stride", "with --ds.ring_attn_size 1", lambda v: v["ds.ring_attn_size"] == 1),
     Condition(
@@ -231,9 +244,16 @@ CONDITIONS = [
         "drop it; the coefficient is --adrpo.beta_0",
     ),
     Condition(
-        "algo.kl.estimator algo.kl.use_loss algo.kl.target algo.kl.unbiased_gradient ref.* train.colocate_actor_ref",
+        "algo.kl.estimator algo.kl.use_loss algo.kl.target algo.kl.unbiased_gradient ref.num_* "
+        "train.colocate_actor_ref",
         "without KL",
         _no_kl,
+        "drop it, or set --algo.kl.init_coef",
+    ),
+    Condition(
+        "ref.offload",
+        "without a reference",
+        lambda v: _no_kl(v) and v["apo.anchor"] != "reference",
         "drop it, or set --algo.kl.init_coef",
     ),
     Condition("algo.kl.horizon", "without --algo.kl.target", lambda v: v["algo.kl.target"] is None),

@@ -163,7 +163,7 @@ FLAGS: dict[str, Flag] = {
         ),
         GPU,
     ),
-    "ds.enable_sleep": only_openrlhf("the policy stays on its GPU", GPU),
+    "ds.enable_sleep": gpu("with --ds.zero_stage 1, 2 or 3; at 3 DeepSpeed compiles its own Adam, by a CUDA toolkit"),
     "ds.experts_implementation": works("for a mixture of experts"),
     "ds.grad_accum_dtype": works("with --ds.zero_stage 0 that of the parameters", choices=("fp32", "bf16", "fp16")),
     "ds.load_in_4bit": broken(
@@ -209,7 +209,7 @@ FLAGS: dict[str, Flag] = {
     "logger.wandb.run_name": works(),
     "ref.num_gpus_per_node": only_openrlhf(_OWN_REFERENCE, Use("differs", "the default is the actor's"), **COUNT),
     "ref.num_nodes": only_openrlhf(_OWN_REFERENCE, Use("differs", "the default is the actor's"), **COUNT),
-    "ref.offload": only_openrlhf(_OWN_REFERENCE, GPU),
+    "ref.offload": gpu("also of --apo.anchor reference, and of ADRPO's reference"),
     "reward.clip_range": only_openrlhf("rewards are taken as they are"),
     "reward.model_name_or_path": differs(
         "goes with evaluations and dynamic filtering; beside --reward, both are added up by --reward.weights, its own "

@@ -102,7 +102,9 @@ class ApoStrategy(DeepspeedStrategy):
         return self.plan is not None and self.stage == 0 and self.param_dtype == "fp32"
 
     def get_ds_train_config(self, optim_dict=None, **settings):
-        if optim_dict is not None and not self.adam_offload:
+        # ZeRO-3 takes the states of no other Adam than DeepSpeed's off the GPU (stage3.py:3584).
+        sleeps = self.stage == 3 and self.args.ds.enable_sleep
+        if optim_dict is not None and not self.adam_offload and not sleeps:
             # torch's own: DeepSpeed's FusedAdam and DeepSpeedCPUAdam compile C++ at first use, and need a toolkit.
             fused = {"fused": True} if has_cuda() and optim_dict["type"] == "AdamW" else {}
             optim_dict["params"] |= {"torch_adam": True} | fused
