@@ -11,6 +11,7 @@ from openrlhf_apo import cpu
 from openrlhf_apo.trainer.completions import Completion
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.layout import MicroBatchLimit
+from openrlhf_apo.trainer.placement import Placement
 from openrlhf_apo.trainer.samples import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -176,7 +177,7 @@ def test_without_an_address_ray_is_local_and_on_loopback(device, monkeypatch):
     seen = {}
     monkeypatch.setattr(start.ray, "init", lambda **settings: seen.update(settings))
     monkeypatch.setattr(start.ray, "cluster_resources", lambda: {"GPU": 2})
-    start.start_ray(settings())
+    start.start_ray(settings(), Placement(1, 1, 0, 0))
     assert seen["address"] == "local" and seen["_node_ip_address"] == "127.0.0.1"
     assert environment[cpu.DEVICE] == device
     assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in environment) == (device == "cuda")
@@ -195,17 +196,10 @@ def test_a_driver_without_a_gpu_does_not_plan_a_cpu_run_for_a_cluster_of_gpus(mo
     monkeypatch.setattr(start.ray, "init", lambda **settings: None)
     monkeypatch.setattr(start.ray, "cluster_resources", lambda: {"GPU": 8, "accelerator_type:H100": 1})
     with pytest.raises(RunError, match="--apo.device cuda"):
-        start.start_ray(settings())
+        start.start_ray(settings(), Placement(1, 1, 0, 0))
 
 
 def settings() -> SimpleNamespace:
     return SimpleNamespace(
-        loss="apo",
-        actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=1),
-        train=SimpleNamespace(colocate_all=False, colocate_actor_ref=False),
-        vllm=SimpleNamespace(num_engines=1, tensor_parallel_size=1),
-        reward=SimpleNamespace(model_name_or_path=None),
-        algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0.0)),
-        apo=SimpleNamespace(load_rollouts=None),
-        logger=SimpleNamespace(actor_logs=False),
+        actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=1), logger=SimpleNamespace(actor_logs=False)
     )

@@ -31,8 +31,11 @@ def dry_run(plan: RunPlan, args: SimpleNamespace) -> None:
     print(
         f"\n{'at most ' if plan.group_filter else ''}{inputs.rollouts} rollout{'s' * (inputs.rollouts != 1)} x "
         f"{schedule.prompts_per_rollout * schedule.group_size} samples, {steps} optimizer step{'s' * (steps > 1)} "
-        f"each, {inputs.optimizer_steps} in all\n\nall settings:"
+        f"each, {inputs.optimizer_steps} in all"
     )
+    if args.runtime == "ray":
+        print(f"placement: {plan.placement}")
+    print("\nall settings:")
     _print_settings(args)
 
 

@@ -15,13 +15,13 @@ from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engine
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
 from openrlhf_apo.cluster.policy import PolicyActor, RayPolicy, ReferenceActor
 from openrlhf_apo.cluster.reward_model import RayRewardModel, reward_group
-from openrlhf_apo.cluster.start import wants_reference
 from openrlhf_apo.data.inputs import read_inputs
 from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.model_folder import refuse_other_kind
+from openrlhf_apo.trainer.placement import Placement
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.resume import checkpoint_to_resume
 from openrlhf_apo.trainer.run_record import write_run_record
@@ -101,35 +101,31 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
     """Policy group, reference group or None, reward model's or None, engine actors and their place; all started at
     once, and waited for together."""
     logger.info("starting the policy (DeepSpeed) and the engine (vLLM)")
-    num_actors = args.actor.num_nodes * args.actor.num_gpus_per_node
+    places = place(plan.placement, plan.timeout)
     duplicates = args.ds.ring_attn_size * args.ds.tensor_parallel_size
     shares = args.train.colocate_all or args.train.colocate_actor_ref
-    policy_pg = _bundles(num_actors, plan.timeout)
+    policy_pg, engine_pg = places["policy"], places.get("engines")
 
-    engines, engine_pg = [], None
-    if plan.saved_rollouts is None:
-        gpus = args.vllm.num_engines * args.vllm.tensor_parallel_size
-        engine_pg = policy_pg if args.train.colocate_all else _bundles(gpus, plan.timeout)
+    engines = []
+    if engine_pg is not None:
         engines = [create_engine(_engine_plan(plan, args), engine_pg, i) for i in range(args.vllm.num_engines)]
     actor = ray.remote(num_gpus=1)(PolicyActor)
     fraction = 0.2 if shares else 1
     policy = RayActorGroup(args.actor.num_nodes, args.actor.num_gpus_per_node, actor, policy_pg, fraction, duplicates)
     reference = None
-    if wants_reference(args):
+    if "reference" in places:
         reference = RayActorGroup(
             args.ref.num_nodes,
             args.ref.num_gpus_per_node,
             ray.remote(num_gpus=1)(ReferenceActor),
-            policy_pg if shares else _bundles(args.ref.num_nodes * args.ref.num_gpus_per_node, plan.timeout),
+            places["reference"],
             fraction,
             duplicates,
         )
 
     reward = None
-    if plan.reward.model is not None:
-        count = args.reward.num_nodes * args.reward.num_gpus_per_node
-        alone = not args.train.colocate_all
-        reward = reward_group(args, _bundles(count, plan.timeout) if alone else policy_pg, 1 if alone else fraction)
+    if "reward" in places:
+        reward = reward_group(args, places["reward"], fraction if args.train.colocate_all else 1)
 
     model, timeout = args.actor.model_name_or_path, plan.timeout
     # OpenRLHF's NCCL or CUDA-IPC sync needs the engines up before the policy joins their process group.
@@ -148,11 +144,14 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
     return policy, reference, reward, engines, engine_pg
 
 
-def _bundles(count: int, timeout: float) -> PlacementGroup:
-    pg = placement_group([{"GPU": 1, "CPU": 1}] * count, strategy="PACK")
-    # Not pg.ready(), a task: the worker that ran it could not become an actor with a GPU any more.
-    if not pg.wait(timeout):
-        raise RunError(
-            f"Ray has not placed {count} GPUs within {timeout:.0f} s; raise --apo.timeout if it is only slow"
-        )
-    return pg
+def place(placement: Placement, timeout: float) -> dict[str, PlacementGroup]:
+    """The placement group of each part that the run has."""
+    places = {}
+    for part, gpus in placement.groups.items():
+        places[part] = placement_group([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
+        # Not pg.ready(), a task: the worker that ran it could not become an actor with a GPU any more.
+        if not places[part].wait(timeout):
+            raise RunError(
+                f"Ray has not placed {gpus} GPUs within {timeout:.0f} s; raise --apo.timeout if it is only slow"
+            )
+    return places | {part: places["policy"] for part in placement.shared if getattr(placement, part)}

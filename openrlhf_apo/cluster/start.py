@@ -20,6 +20,7 @@ import setuptools  # noqa: F401
 from openrlhf_apo import cpu
 from openrlhf_apo.cpu import patches
 from openrlhf_apo.errors import ProcessDied, RunError
+from openrlhf_apo.trainer.placement import Placement
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.stop import StopSignals
 
@@ -43,7 +44,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         try:
             with ThreadPoolExecutor(1) as pool:
                 launch = pool.submit(import_module, "openrlhf_apo.cluster.launch")  # OpenRLHF and DeepSpeed
-                start_ray(args)
+                start_ray(args, plan.placement)
             stop.install()  # Ray has put a handler of its own in place
             launch.result().train(plan, args, console, stop)
             return
@@ -57,9 +58,9 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
             ray.shutdown()
 
 
-def start_ray(args: SimpleNamespace) -> None:
+def start_ray(args: SimpleNamespace, placement: Placement) -> None:
     """Join the cluster of RAY_ADDRESS, or start one here, for this machine alone."""
-    needed = gpus_needed(args)
+    needed = sum(placement.groups.values())
     environment = {
         cpu.DEVICE: os.environ[cpu.DEVICE],
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
@@ -123,19 +124,3 @@ def refuse_silent(address: str) -> None:
             f"no Ray head answers at RAY_ADDRESS {address} ({error.strerror or 'timed out'}): start it by `ray start "
             "--head`, or unset RAY_ADDRESS to run on this machine alone"
         ) from None
-
-
-def gpus_needed(args: SimpleNamespace) -> int:
-    actors = args.actor.num_nodes * args.actor.num_gpus_per_node
-    if args.train.colocate_all:
-        return actors
-    engines = 0 if args.apo.load_rollouts else args.vllm.num_engines * args.vllm.tensor_parallel_size
-    reference = 0
-    if wants_reference(args) and not args.train.colocate_actor_ref:
-        reference = args.ref.num_nodes * args.ref.num_gpus_per_node
-    reward = args.reward.num_nodes * args.reward.num_gpus_per_node if args.reward.model_name_or_path else 0
-    return actors + engines + reference + reward
-
-
-def wants_reference(args: SimpleNamespace) -> bool:
-    return args.loss == "openrlhf" and args.algo.kl.init_coef > 0

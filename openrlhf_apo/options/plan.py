@@ -16,6 +16,7 @@ from openrlhf_apo.objectives import (
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.manifest import manifest
 from openrlhf_apo.options.owners import build, owner_of
+from openrlhf_apo.options.placement import placement
 from openrlhf_apo.options.record import run_record
 from openrlhf_apo.options.rewards import reward_parts
 from openrlhf_apo.trainer.anchor import AnchorSettings
@@ -106,6 +107,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
             packed=args.ds.packing_samples,
         ),
         health=Health(args.apo.max_mismatch, args.apo.max_equal_rollouts),
+        placement=placement(args),
         manifest=manifest(args),
         correction=_correction(args),
         ema=args.train.ema_beta if args.train.enable_ema and args.loss != OPENRLHF else None,

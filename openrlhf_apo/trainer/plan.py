@@ -10,6 +10,7 @@ from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
+from openrlhf_apo.trainer.placement import Placement
 from openrlhf_apo.trainer.regularizer import Regularizer
 from openrlhf_apo.trainer.rollouts import GroupFilter
 from openrlhf_apo.trainer.token_objective import TokenPlan
@@ -116,6 +117,7 @@ class RunPlan:
     output: OutputPlan
     micro_batches: MicroBatchLimit
     health: Health
+    placement: Placement  # of a run on Ray
     manifest: dict  # {flag: value} of what decides the optimizer steps, but the data
     correction: RolloutCorrection | None = None  # of the gap between engine and policy
     ema: float | None = None  # share that the average of the policy keeps of itself at each step; None: no average

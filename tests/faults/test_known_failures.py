@@ -248,6 +248,7 @@ def test_ray_is_handed_a_few_variables_and_no_folder(monkeypatch, address):
     """NeMo-RL #309: all of os.environ was put in Ray's runtime_env, whose agent did not start. lmm-r1 #66: the working
     directory was too large for it."""
     from openrlhf_apo.cluster import start
+    from openrlhf_apo.trainer.placement import Placement
 
     environment = {"PATH": "/bin", "WANDB_API_KEY": "s3cret", "BASH_FUNC_x": "() { :; }"}
     monkeypatch.setattr(os, "environ", environment | ({"RAY_ADDRESS": address} if address else {}))
@@ -256,11 +257,11 @@ def test_ray_is_handed_a_few_variables_and_no_folder(monkeypatch, address):
     monkeypatch.setattr(start.ray, "init", lambda **settings: seen.update(settings))
     monkeypatch.setattr(start.ray, "cluster_resources", lambda: {"GPU": 9})
     monkeypatch.setattr(start.patches, "keep_ray_on_loopback", lambda: None)
-    monkeypatch.setattr(start, "gpus_needed", lambda args: 2)
     start.start_ray(
         SimpleNamespace(
             actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=1), logger=SimpleNamespace(actor_logs=False)
-        )
+        ),
+        Placement(1, 1, 0, 0),
     )
     if address is None:
         assert "runtime_env" not in seen
