@@ -1,4 +1,4 @@
-"""OpenRLHF's own example commands, flag by flag: what is taken over, what is left out and why (docs/openrlhf_modes.md)."""
+"""OpenRLHF's example commands, flag by flag: what is taken over, what is left out and why (docs/openrlhf_modes.md)."""
 
 import shlex
 
