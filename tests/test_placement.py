@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,35 +13,37 @@ from openrlhf_apo.options import resolve
 from openrlhf_apo.options.placement import placement
 
 ROOT = Path(__file__).parents[1]
-# Two raylets on this machine, of 8 GPUs each by their own account; argv: the GPUs of each placement group.
+RECIPES = {
+    "colocated_1x8.yaml": ({"policy": 8}, "policy 8 GPUs; engines on the policy's"),
+    "colocated_2x8.yaml": ({"policy": 16}, "policy 16 GPUs; engines on the policy's"),
+    "apart_2x8.yaml": ({"policy": 8, "engines": 8}, "policy 8 GPUs, engines 8 GPUs"),
+}
+# Two raylets on this machine, of 8 GPUs each by their own account. argv: {recipe: [engines, size of one, placement]}.
 PLACED = """
 import json, sys
 import ray
 from openrlhf.trainer.ray.utils import get_bundle_indices
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group_table
-from openrlhf_apo.cluster.launch import place
+from ray.util.placement_group import placement_group_table, remove_placement_group
+from openrlhf_apo.cluster.bundles import place
 from openrlhf_apo.trainer.placement import Placement
 
-nodes, engines, size, parts = json.loads(sys.argv[1])
 cluster = Cluster()
-for i in range(nodes):  # no worker for each of the CPUs, which are made up, too
-    first = {"_system_config": {"prestart_worker_first_driver": False}} if i == 0 else {}
-    cluster.add_node(num_gpus=8, num_cpus=8, **first)
+# No worker for each of the CPUs, which are made up, too.
+cluster.add_node(num_gpus=8, num_cpus=8, include_dashboard=False, _system_config={"prestart_worker_first_driver": False})
+cluster.add_node(num_gpus=8, num_cpus=8)
 ray.init(address=cluster.address, logging_level="error")
-try:
-    found = {}
-    for part, group in place(Placement(**parts), 30.0).items():
-        table = placement_group_table(group)
-        node_of = table["bundles_to_node_id"]
-        names = {name: str(k) for k, name in enumerate(sorted(set(node_of.values())))}
-        found[part] = [names[node_of[i]] for i in sorted(node_of)]
-        if part == "engines":
-            found["bundles"] = [sorted(get_bundle_indices(group, i, size)) for i in range(engines)]
-    print(json.dumps(found))
-finally:
-    ray.shutdown()
-    cluster.shutdown()
+found = {}
+for recipe, (engines, size, parts) in json.loads(sys.argv[1]).items():
+    places = place(Placement(**parts), 60.0)
+    nodes = {part: placement_group_table(group)["bundles_to_node_id"] for part, group in places.items()}
+    bundles = [sorted(get_bundle_indices(places["engines"], i, size)) for i in range(engines)]
+    found[recipe] = {part: [of[i] for i in sorted(of)] for part, of in nodes.items()} | {"bundles": bundles}
+    for group in set(places.values()):
+        remove_placement_group(group)
+print(json.dumps(found))
+ray.shutdown()
+cluster.shutdown()
 """
 
 
@@ -56,30 +59,26 @@ def args(tiny_model, sums, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe, nodes, groups, said",
-    [
-        ("colocated_1x8.yaml", 1, {"policy": 8}, "policy 8 GPUs; engines on the policy's"),
-        ("colocated_2x8.yaml", 2, {"policy": 16}, "policy 16 GPUs; engines on the policy's"),
-        ("apart_2x8.yaml", 2, {"policy": 8, "engines": 8}, "policy 8 GPUs, engines 8 GPUs"),
-    ],
-)
-def test_a_recipe_is_placed_as_it_says(recipe, nodes, groups, said, args):
-    settings = args(recipe)
-    where, size = placement(settings), settings.vllm.tensor_parallel_size
-    assert where.groups == groups and str(where) == said
-    parts = {name: getattr(where, name) for name in ("policy", "engines", "reference", "reward", "shared")}
-    job = json.dumps([nodes, settings.vllm.num_engines, size, parts])
-    result = subprocess.run([sys.executable, "-c", PLACED, job], capture_output=True, text=True, timeout=300)
+def test_the_recipes_are_placed_as_they_say(args):
+    jobs = {}
+    for recipe, (groups, said) in RECIPES.items():
+        settings = args(recipe)
+        where = placement(settings)
+        assert where.groups == groups and str(where) == said
+        jobs[recipe] = [settings.vllm.num_engines, settings.vllm.tensor_parallel_size, asdict(where)]
+    result = subprocess.run(
+        [sys.executable, "-c", PLACED, json.dumps(jobs)], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-2000:]
-    found = json.loads(result.stdout.splitlines()[-1])
-    policy, engines, bundles = found["policy"], found["engines"], found["bundles"]
-    assert [policy.count(node) for node in sorted(set(policy))] == [8] * (len(policy) // 8)
-    if "engines" in groups:  # a machine each
-        assert len(set(engines)) == 1
-    for engine in bundles:  # an engine's GPUs are on one machine
-        assert len(engine) == size and len({engines[i] for i in engine}) == 1
-    assert sorted(i for engine in bundles for i in engine) == list(range(where.engines))
+    for recipe, found in json.loads(result.stdout.splitlines()[-1]).items():
+        engines, size, _ = jobs[recipe]
+        policy, of_engines, bundles = found["policy"], found["engines"], found["bundles"]
+        assert sorted(policy.count(node) for node in set(policy)) == [8] * (len(policy) // 8), recipe
+        if recipe == "apart_2x8.yaml":
+            assert len(set(policy)) == len(set(of_engines)) == 1 and policy[0] != of_engines[0]
+        for engine in bundles:  # its GPUs are on one machine
+            assert len(engine) == size and len({of_engines[i] for i in engine}) == 1, recipe
+        assert sorted(i for engine in bundles for i in engine) == list(range(engines * size)), recipe
 
 
 def test_parts_that_share_ask_for_nothing(args):

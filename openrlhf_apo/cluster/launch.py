@@ -7,9 +7,9 @@ from typing import TextIO
 import ray
 from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.utils.utils import get_tokenizer
-from ray.util.placement_group import PlacementGroup, placement_group
 
 from openrlhf_apo import cpu
+from openrlhf_apo.cluster.bundles import place
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.engine import EnginePlan, RayEngine, create_engine
 from openrlhf_apo.cluster.openrlhf_update import OpenRLHFUpdate
@@ -21,7 +21,6 @@ from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.model_folder import refuse_other_kind
-from openrlhf_apo.trainer.placement import Placement
 from openrlhf_apo.trainer.plan import RunPlan
 from openrlhf_apo.trainer.resume import checkpoint_to_resume
 from openrlhf_apo.trainer.run_record import write_run_record
@@ -142,16 +141,3 @@ def _start_actors(plan: RunPlan, args: SimpleNamespace, strategy: ApoStrategy, m
     waits += [engine.ready.remote() for engine in engines]
     get_all(waits, timeout, "the start of the policy and the engine")
     return policy, reference, reward, engines, engine_pg
-
-
-def place(placement: Placement, timeout: float) -> dict[str, PlacementGroup]:
-    """The placement group of each part that the run has."""
-    places = {}
-    for part, gpus in placement.groups.items():
-        places[part] = placement_group([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
-        # Not pg.ready(), a task: the worker that ran it could not become an actor with a GPU any more.
-        if not places[part].wait(timeout):
-            raise RunError(
-                f"Ray has not placed {gpus} GPUs within {timeout:.0f} s; raise --apo.timeout if it is only slow"
-            )
-    return places | {part: places["policy"] for part in placement.shared if getattr(placement, part)}
