@@ -30,7 +30,8 @@ from openrlhf_apo.trainer.placement import Placement
 
 cluster = Cluster()
 # No worker for each of the CPUs, which are made up, too.
-cluster.add_node(num_gpus=8, num_cpus=8, include_dashboard=False, _system_config={"prestart_worker_first_driver": False})
+idle = {"prestart_worker_first_driver": False}
+cluster.add_node(num_gpus=8, num_cpus=8, include_dashboard=False, _system_config=idle)
 cluster.add_node(num_gpus=8, num_cpus=8)
 ray.init(address=cluster.address, logging_level="error")
 found = {}
