@@ -46,6 +46,8 @@ def check_before_openrlhf(args: argparse.Namespace) -> None:
     if group_size < 2 and not (openrlhf and estimator in SINGLE_SAMPLE_ESTIMATORS):
         single = f", but for --algo.advantage.estimator {' and '.join(SINGLE_SAMPLE_ESTIMATORS)}" if openrlhf else ""
         raise OptionError(f"--rollout.n_samples_per_prompt {group_size}: a group needs at least 2 samples{single}")
+    if getattr(args, "train.async_enable"):
+        _check_async(args)
     low, high = getattr(args, "algo.dynamic_filtering_range")
     if not low < high:
         raise OptionError(f"--algo.dynamic_filtering_range {low:g} {high:g}: the second must be above the first")
@@ -59,13 +61,37 @@ def check_before_openrlhf(args: argparse.Namespace) -> None:
         )
 
 
+def _check_async(args: argparse.Namespace) -> None:
+    """A rollout is sampled while the one before trains."""
+    queue_size = getattr(args, "train.async_queue_size")
+    if queue_size != 1:
+        raise OptionError(
+            f"--train.async_queue_size {queue_size}: must be 1. The engine gets new weights between two rollouts, so "
+            "that a longer queue would make samples older, and no step faster"
+        )
+    for flag in ("train.colocate_all", "vllm.enable_sleep"):
+        if getattr(args, flag):
+            raise OptionError(
+                f"--{flag} cannot be used with --train.async_enable: drop one (the engine samples while the policy "
+                "trains, and needs GPUs of its own)"
+            )
+    if getattr(args, "rollout.max_engine_restarts") > 0:
+        raise OptionError(
+            "--rollout.max_engine_restarts cannot be used with --train.async_enable: use --train.max_restarts (a new "
+            "engine would sample with newer weights than the others have)"
+        )
+    if getattr(args, "apo.old_log_probs") == "engine" and owners.uses(args.loss, "entropy"):
+        raise OptionError(
+            f"--apo.old_log_probs engine cannot be used with --loss {args.loss}: drop it (the loss weighs answers by "
+            "the entropy of the policy that sampled them, which the engine does not report)"
+        )
+
+
 def check_settings(args: SimpleNamespace) -> None:
     _check_batches(args)
     _check_lengths(args)
     _check_loss(args)
     _check_data(args)
-    if args.train.async_enable:
-        _check_async(args)
     for flag in ("apo.max_generations", "apo.max_mismatch", "apo.max_equal_rollouts", "apo.timeout", "reward.timeout"):
         value = owners.value_of(args, flag)
         if value is not None and not value > 0:
@@ -154,31 +180,6 @@ def _check_is_correction(loss: str, advantage: SimpleNamespace) -> None:
         raise OptionError(
             f"{flag}_gating {advantage.is_correction_gating} is bounded from above only: give one "
             f"{flag}_threshold, and not {' '.join(f'{bound:g}' for bound in advantage.is_correction_threshold)}"
-        )
-
-
-def _check_async(args: SimpleNamespace) -> None:
-    """A rollout is sampled while the one before trains."""
-    if args.train.async_queue_size != 1:
-        raise OptionError(
-            f"--train.async_queue_size {args.train.async_queue_size}: must be 1. The engine gets new weights between "
-            "two rollouts, so that a longer queue would make samples older, and no step faster"
-        )
-    for flag in ("train.colocate_all", "vllm.enable_sleep"):
-        if owners.value_of(args, flag):
-            raise OptionError(
-                f"--{flag} cannot be used with --train.async_enable: drop one (the engine samples while the policy "
-                "trains, and needs GPUs of its own)"
-            )
-    if args.rollout.max_engine_restarts > 0:
-        raise OptionError(
-            "--rollout.max_engine_restarts cannot be used with --train.async_enable: use --train.max_restarts (a new "
-            "engine would sample with newer weights than the others have)"
-        )
-    if args.apo.old_log_probs == "engine" and owners.uses(args.loss, "entropy"):
-        raise OptionError(
-            f"--apo.old_log_probs engine cannot be used with --loss {args.loss}: drop it (the loss weighs answers by "
-            "the entropy of the policy that sampled them, which the engine does not report)"
         )
 
 

@@ -194,8 +194,8 @@ def start_up_warnings(args: SimpleNamespace, plan: RunPlan) -> list[str]:
         )
     if args.train.async_enable and args.runtime == "embedded" and not args.apo.load_rollouts:
         warnings.append(
-            "--train.async_enable in one process: a rollout is sampled before the one before it trains; samples are as "
-            "old as on a cluster, and nothing is faster. --runtime ray does both at once"
+            "--train.async_enable in one process: a rollout is sampled before the one before it trains; samples are "
+            "as old as on a cluster, and nothing is faster. --runtime ray does both at once"
         )
     if args.rollout.top_p < 1:
         warnings.append(
