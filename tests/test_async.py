@@ -2,11 +2,13 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from real_runs import without_clock
 from test_embedded import run
 from test_exactness import GROUPS_PER_STEP, P, random_samples
 from test_exactness_losses import L_MAX, LOSSES, kl_in_reward, num_tokens, z_scores
@@ -21,7 +23,9 @@ from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.regularizer import Regularizer
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.rollouts import EngineRollouts
 from openrlhf_apo.trainer.samples import whole_groups
+from openrlhf_apo.trainer.stop import Stopped
 from openrlhf_apo.trainer.token_objective import TokenObjective, TokenPlan
 from openrlhf_apo.trainer.update import Update
 
@@ -296,6 +300,24 @@ def test_saved_rollouts_of_an_asynchronous_run_train_the_same_model(flags, train
     replayed = run(training_flags, tmp_path / "again", "--loss", "grpo", *again)
     keys = ("grad_norm", "staleness", "staleness_kl", "inner/ppo_kl", "rollout_mismatch")
     assert [[row[key] for key in keys] for row in replayed] == [[row[key] for key in keys] for row in rows]
+
+
+def test_asked_to_end_while_the_next_rollout_is_begun_it_goes_on_as_if_nothing_had_been(flags, tmp_path, monkeypatch):
+    straight = run(flags, tmp_path / "straight", "--loss", "grpo", *ASYNC)
+    begin = EngineRollouts.begin
+
+    def stopped(self, rollout, clock):
+        begin(self, rollout, clock)
+        if rollout == 3:
+            raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineRollouts, "begin", stopped)
+        with pytest.raises(Stopped):
+            run(flags, tmp_path / "resumed", "--loss", "grpo", *ASYNC)
+    resumed = run(flags, tmp_path / "resumed", "--loss", "grpo", *ASYNC, "--ckpt.load_enable")
+    assert [row["step"] for row in resumed] == [1, 2, 3, 4]
+    assert without_clock(resumed) == without_clock(straight)
 
 
 def test_without_it_there_is_no_staleness(flags, tmp_path):

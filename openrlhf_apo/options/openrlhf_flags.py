@@ -40,7 +40,7 @@ _TEXT_ONLY = nowhere("prompts are text")
 _NO_CRITIC = nowhere("there is no critic")
 _OWN_OLD_POLICY = Use(
     "refused",
-    "OpenRLHF's own step takes the policy at the start of training for the one that sampled, and corrects nothing",
+    "OpenRLHF's own step takes the policy at the start of training for the one that sampled",
     "cannot be used with --loss {loss}: drop it, or use openrlhf.cli.train_ppo_ray",
 )
 _HARD_CODED = nowhere("OpenRLHF does not hand it to DeepSpeed, whose Muon has 5 steps with Nesterov momentum")
