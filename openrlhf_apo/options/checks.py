@@ -63,12 +63,6 @@ def check_before_openrlhf(args: argparse.Namespace) -> None:
 
 def _check_async(args: argparse.Namespace) -> None:
     """A rollout is sampled while the one before trains."""
-    queue_size = getattr(args, "train.async_queue_size")
-    if queue_size != 1:
-        raise OptionError(
-            f"--train.async_queue_size {queue_size}: must be 1. The engine gets new weights between two rollouts, so "
-            "that a longer queue would make samples older, and no step faster"
-        )
     for flag in ("train.colocate_all", "vllm.enable_sleep"):
         if getattr(args, flag):
             raise OptionError(

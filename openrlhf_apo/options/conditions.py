@@ -133,7 +133,7 @@ CONDITIONS = [
         lambda v: not v["reward.model_name_or_path"],
     ),
     Condition(
-        "train.async_queue_size apo.old_log_probs",
+        "apo.old_log_probs",
         "without --train.async_enable",
         lambda v: not v["train.async_enable"],
         "give it, or drop this one",
