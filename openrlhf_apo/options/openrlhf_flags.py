@@ -267,8 +267,8 @@ FLAGS: dict[str, Flag] = {
         _OWN_OLD_POLICY,
     ),
     "train.async_queue_size": nowhere(
-        "one rollout is ahead, always: the engine gets new weights between two rollouts, so that more in a queue would "
-        "be older, and no step faster"
+        "one rollout is ahead, always: the engine gets new weights between two rollouts, so that more in a queue "
+        "would be older, and no step faster"
     ),
     "train.batch_size": differs("must be whole groups of --rollout.n_samples_per_prompt", **COUNT),
     "train.colocate_actor_ref": only_openrlhf(_OWN_REFERENCE),
