@@ -102,11 +102,15 @@ def settings(job: dict, zero_stage: int) -> SimpleNamespace:
     )
 
 
+def has_anchor(job: dict) -> bool:
+    return job["anchor"] != "rollout" or job["behavior"] == "anchor"
+
+
 def embedded_backend(job: dict) -> TorchBackend:
     from transformers import AutoModelForCausalLM
 
     plan = OptimizerPlan(job["lr"], ADAM["betas"], ADAM["eps"], ADAM["weight_decay"], 0.0, "constant", 0.0, 0.0, 100)
-    anchor, reference = job["anchor"] != "rollout", job["regularizer"] is not None
+    anchor, reference = has_anchor(job), job["regularizer"] is not None
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     adapter = None
     if job["lora"]:
@@ -138,10 +142,10 @@ def deepspeed_backend(job: dict) -> DeepSpeedBackend:
     actor, _, scheduler = strategy.prepare((load(strategy.get_ds_train_config(), **lora), optimizer))
     if job["lora"]:
         adapter = Adapter(actor.model.module, partial(writable, sharded=zero_stage == 3))
-        anchor = AdapterAnchor(actor, zero_stage) if job["anchor"] != "rollout" else None
+        anchor = AdapterAnchor(actor, zero_stage) if has_anchor(job) else None
         return DeepSpeedBackend(strategy, actor, scheduler, anchor, actor, adapter=adapter)
     anchor = reference = None
-    if job["anchor"] != "rollout":
+    if has_anchor(job):
         anchor = AnchorWeights(strategy.prepare(load(strategy.get_ds_eval_config())), zero_stage)
     if job["regularizer"]:
         reference = strategy.prepare(load(strategy.get_ds_eval_config()))
@@ -169,23 +173,24 @@ def averages(backend: DeepSpeedBackend | TorchBackend) -> dict:
 
 def run_case(job: dict) -> dict:
     backend = embedded_backend(job) if job["zero_stage"] == "embedded" else deepspeed_backend(job)
-    learner = Learner(backend, pad_token_id=0, entropy=job["regularizer"] == "kl")
+    entropy, behavior = job["regularizer"] == "kl", job["behavior"]
+    learner = Learner(backend, pad_token_id=0, entropy=entropy, behavior=behavior)
     policy = SpmdPolicy(learner, MicroBatchLimit(**job["limit"]))
     if job["loss"] in TOKEN_LOSSES:
         loss = TOKEN_LOSSES[job["loss"]]
-        objective = TokenObjective(policy, TokenPlan(loss(), loss.uses, max_length=20))
+        objective = TokenObjective(policy, TokenPlan(loss(), loss.uses, max_length=20), behavior)
     else:
         controller = GuardedAlpha() if job["loss"] == "apo" else None
         anchor = AnchorSettings(job["anchor"], interval=2, beta=0.5)
-        objective = GroupObjective(
-            policy, GroupPlan(job["loss"], controller=controller, anchor=anchor), vocab_size=128
-        )
+        plan = GroupPlan(job["loss"], controller=controller, anchor=anchor)
+        objective = GroupObjective(policy, plan, vocab_size=128, behavior=behavior)
     update = Update(
         policy,
         objective,
         groups_per_step=job["step_size"] // job["group_size"],
         epochs=job["epochs"],
         regularizer=REGULARIZERS[job["regularizer"]],
+        behavior=behavior,
     )
     metrics = []
     for rollout in range(job["num_rollouts"]):

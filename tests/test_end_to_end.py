@@ -186,6 +186,28 @@ def test_with_lora_ray_and_embedded_train_one_adapter_and_the_engine_has_it_merg
     assert not (ray / "model.safetensors").exists() and "Written by openrlhf_apo" in (ray / "README.md").read_text()
 
 
+ASYNC = "--loss grpo --train.async_enable --actor.adam.lr 1e-2 --actor.adam.eps 1e-2".split()
+
+
+def test_asynchronous_training_on_ray_resumes_bit_by_bit_and_is_that_of_one_process(flags, training_flags, tmp_path):
+    ray, resumed, embedded, saved = (tmp_path / name for name in ("ray", "resumed", "embedded", "rollouts"))
+    more = ["--data.max_samples", "24", "--ckpt.save_steps", "1", "--apo.save_rollouts", str(saved)]
+    rows = succeed([*flags, *ASYNC], ray, *more)
+    assert [row["staleness"] for row in rows] == [0, 2, 2]
+    # The engine sampled with the weights that are kept for it, and which the policy has left.
+    assert all(row["rollout_mismatch"] < 1e-4 for row in rows) and min(row["staleness_kl"] for row in rows[1:]) > 1e-6
+    loaded = ["--apo.load_rollouts", str(saved), "--train.micro_batch_size", "32"]
+    one = succeed([*training_flags, *ASYNC], embedded, *loaded, runtime="embedded")
+    assert weight_error(ray, embedded) <= 1e-5
+    for key in ("grad_norm", "staleness_kl"):
+        assert [row[key] for row in one] == pytest.approx([row[key] for row in rows], rel=1e-3, abs=1e-8)
+    shutil.copytree(ray, resumed)
+    for rollout in (2, 3):
+        shutil.rmtree(resumed / "ckpt" / "_actor" / f"global_step{rollout}")
+    assert without_clock(succeed([*flags, *ASYNC], resumed, *more, "--ckpt.load_enable")) == without_clock(rows)
+    assert weight_error(ray, resumed) == 0
+
+
 def test_ess_from_the_engine(flags, tmp_path):
     rows = succeed(flags, tmp_path, "--alpha_mode", "ess", "--data.max_samples", "16", runtime="embedded")
     assert {row["ess_outcome"] for row in rows} <= {"root", "clamped_hi", "clamped_lo", "skipped"}

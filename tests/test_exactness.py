@@ -67,9 +67,20 @@ def rollouts(tmp_path_factory) -> str:
     return str(path)
 
 
-def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout", epochs=1, lr=5e-3, lora=0) -> dict:
+def reference(
+    model_path: str,
+    rollouts: str,
+    *,
+    num_rollouts=1,
+    anchor="rollout",
+    epochs=1,
+    lr=5e-3,
+    lora=0,
+    behavior="policy",
+) -> dict:
     """Algorithm 1 of arXiv 2512.22953 with several updates per rollout, in one process and plain torch. lora: the
-    rank of peft's adapter; the anchor is a whole second model all the same."""
+    rank of peft's adapter; the anchor is a whole second model all the same. behavior: with "anchor" the policy at the
+    start of the rollout before has sampled, as asynchronous training has it."""
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -97,12 +108,17 @@ def reference(model_path: str, rollouts: str, *, num_rollouts=1, anchor="rollout
 
     alpha, baseline, scale = ALPHA_MAX, None, 0.5
     gradients, alphas = [], []
+    sampling = load().state_dict()
     for rollout in range(num_rollouts):
         samples = RolloutFiles(rollouts).read(rollout + 1)
         groups = [samples[k : k + P] for k in range(0, len(samples), P)]
         steps = [groups[k : k + GROUPS_PER_STEP] for k in range(0, GROUPS, GROUPS_PER_STEP)]
-        if anchor == "rollout" or (anchor == "lagged" and rollout % 2 == 0):
-            anchor_model.load_state_dict(model.state_dict())
+        current = {name: weight.clone() for name, weight in model.state_dict().items()}
+        if behavior == "anchor":
+            anchor_model.load_state_dict(sampling)
+        elif anchor == "rollout" or (anchor == "lagged" and rollout % 2 == 0):
+            anchor_model.load_state_dict(current)
+        sampling = current  # of the next rollout
         for update in range(epochs * len(steps)):
             step = steps[update % len(steps)]
             u = []
@@ -151,6 +167,7 @@ def spmd(tmp_path: Path, model_path: str, rollouts: str, ranks: int, cases, **jo
         "loss": "apo",
         "regularizer": None,
         "anchor": "rollout",
+        "behavior": "policy",
         "epochs": 1,
         "num_rollouts": 1,
         "lr": 5e-3,
@@ -201,7 +218,10 @@ def test_every_layout_takes_the_reference_step(tmp_path, model_path, rollouts, e
 
 
 # Twelve steps: a smaller rate, because rounding grows from step to step with it.
-ANCHORS = [{"anchor": anchor, "num_rollouts": 3, "lr": 1e-3} for anchor in ("lagged", "ema", "reference")]
+ANCHORS = [
+    *({"anchor": anchor, "num_rollouts": 3, "lr": 1e-3} for anchor in ("lagged", "ema", "reference")),
+    {"behavior": "anchor", "num_rollouts": 3, "lr": 1e-3},  # asynchronous
+]
 LONGER = [*ANCHORS, {"epochs": 2, "lr": 1e-3}]
 
 

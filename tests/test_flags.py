@@ -213,6 +213,7 @@ def test_the_page_is_what_parser_and_tables_say():
 
 OPENRLHF_SEQ = "--loss openrlhf --algo.advantage.is_correction_level seq"
 CORRECTED = "--runtime ray --algo.advantage.is_correction_level seq"
+ASYNC = "--train.async_enable"
 ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
 
 
@@ -264,6 +265,10 @@ ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
         (CORRECTED.replace("ray", "auto"), "has no effect with --runtime embedded"),
         ("--algo.advantage.gamma 0.9 --loss openrlhf", "than reinforce"),
         ("--algo.advantage.no_std_norm --loss openrlhf", "than reinforce and reinforce_baseline"),
+        ("--apo.old_log_probs engine", "--apo.old_log_probs has no effect without --train.async_enable"),
+        (f"{ASYNC} --apo.old_log_probs weights --apo.anchor ema", "has no effect with --apo.anchor lagged, ema and"),
+        (f"{ASYNC} --apo.old_log_probs engine --apo.max_mismatch 2", "as there is nothing to compare them with"),
+        (f"{ASYNC} --apo.anchor lagged {CORRECTED}", "as there is nothing to compare them with"),
         ("--apo.load_rollouts ROLLOUTS --vllm.num_engines 1", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --apo.check_weights", ROLLOUTS),
         ("--apo.load_rollouts ROLLOUTS --rollout.top_p 0.9", ROLLOUTS),
@@ -319,6 +324,8 @@ def test_a_flag_without_what_it_needs_is_refused(argv, message, tmp_path):
             "--reward.num_gpus_per_node must be the actor's with --train.colocate_all",
         ),
         ("--ds.ring_attn_head_stride 2", "with --ds.ring_attn_size 1"),
+        (f"{ASYNC} --train.colocate_all", "--train.colocate_all cannot be used with --train.async_enable"),
+        (f"{ASYNC} --train.colocate_all --vllm.enable_sleep", "cannot be used with --train.async_enable: drop one"),
         ("--vllm.sync_with_ray --train.colocate_all", "where weights travel by CUDA IPC"),
         ("--vllm.tensor_parallel_size 2 --apo.check_weights", "an engine's shards are not compared"),
         # OpenRLHF would change them without an error.
@@ -385,6 +392,8 @@ def test_refused_with_a_gpu(argv, message, packages):
         ("--rollout.batch_size 64 --rollout.vllm_generate_batch_size 32", "every rollout would be short"),
         ("--algo.dynamic_filtering_enable --algo.dynamic_filtering_range 1 0", "the second must be above the first"),
         ("--rollout.batch_size 16 --actor.num_gpus_per_node 200", "are not one for each of 200 ranks"),
+        (f"{ASYNC} --runtime ray --rollout.max_engine_restarts 1", "use --train.max_restarts (a new engine"),
+        (f"{ASYNC} --loss gtpo --apo.old_log_probs engine", "cannot be used with --loss gtpo"),
         ("--use_ms", "--use_ms needs the package modelscope: pip install 'modelscope'"),
     ],
 )

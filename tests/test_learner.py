@@ -44,9 +44,9 @@ class Counted(TorchBackend):
 
 
 class OneRank(ShardedPolicy):
-    def __init__(self, backend, limit: MicroBatchLimit, entropy: bool):
+    def __init__(self, backend, limit: MicroBatchLimit, entropy: bool, behavior: str = "policy"):
         super().__init__(1, limit)
-        self.learner = Learner(backend, pad_token_id=0, entropy=entropy)
+        self.learner = Learner(backend, pad_token_id=0, entropy=entropy, behavior=behavior)
 
     def call_ranks(self, method, arguments):
         return [getattr(self.learner, method)(*arguments(0))]

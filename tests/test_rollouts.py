@@ -32,6 +32,9 @@ class FakeEngine:
                 samples.append(Sample(prompt.group_id, prompt.text, "", "", ids, [k + 1], response, [-1.0], False))
         return samples
 
+    def begin(self, prompts, settings, prefix=None):
+        return lambda: self.generate(prompts, settings, prefix)
+
 
 class RewardByGroup:
     """Equal rewards in every group whose id is not a multiple of `period`."""

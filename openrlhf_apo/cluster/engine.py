@@ -18,7 +18,7 @@ from openrlhf_apo.cluster.weight_check import compare_weight_sums, refuse_unwrit
 from openrlhf_apo.cluster.weight_sync import Broadcast, CudaIpc, ObjectStore
 from openrlhf_apo.errors import ProcessDied
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
-from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.handles import Pending, SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
 if TYPE_CHECKING:  # this module is imported by the engines' processes, which need no DeepSpeed
@@ -202,6 +202,8 @@ class RayEngine:
     """EngineHandle over RolloutActors. Each prompt's seed follows from the run's seed and the prompt's group id, so
     samples do not depend on which engine makes them, nor on how often one was replaced."""
 
+    own_weights = True
+
     def __init__(self, engines: list, pg: PlacementGroup, policy: "RayPolicy", tokenizer, plan: EnginePlan):
         self.engines, self.pg, self.policy, self.tokenizer, self.plan = engines, pg, policy, tokenizer, plan
         self.restarts = 0
@@ -222,7 +224,14 @@ class RayEngine:
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
     ) -> list[Sample]:
-        return self._surviving(lambda: self._generate(prompts, settings, prefix))
+        return self.begin(prompts, settings, prefix)()
+
+    def begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None) -> Pending:
+        def begin() -> Pending:
+            return self._begin(prompts, settings, prefix)
+
+        begun = [self._surviving(begin)]  # once: after an engine's death all begins anew
+        return lambda: self._surviving(lambda: (begun.pop() if begun else begin())())
 
     def sync_weights(self) -> None:
         self._surviving(self._sync_weights)
@@ -256,7 +265,7 @@ class RayEngine:
             self._sync_weights()
         return not all(alive)
 
-    def _generate(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None) -> list[Sample]:
+    def _begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None) -> Pending:
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up")
@@ -268,12 +277,16 @@ class RayEngine:
             engine.generate.remote([prompt_ids[i] for i in share], [seeds[i] for i in share], settings)
             for engine, share in zip(self.engines, shares, strict=True)
         ]
-        completions: dict[int, list[Completion]] = {}
-        for share, answers in zip(shares, get_all(refs, self.plan.timeout, "generation"), strict=True):
-            completions |= dict(zip(share, answers, strict=True))
-        if self.plan.sleeps:
-            self._all("sleep")
-        return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
+
+        def samples() -> list[Sample]:
+            completions: dict[int, list[Completion]] = {}
+            for share, answers in zip(shares, get_all(refs, self.plan.timeout, "generation"), strict=True):
+                completions |= dict(zip(share, answers, strict=True))
+            if self.plan.sleeps:
+                self._all("sleep")
+            return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
+
+        return samples
 
     def _sync_weights(self) -> None:
         self.policy.sleep()

@@ -73,6 +73,7 @@ def _rank_plan(plan: RunPlan) -> RankPlan | None:
         ema=plan.ema,
         kl_estimator=plan.regularizer.kl_estimator,
         entropy=plan.regularizer.entropy is not None,
+        behavior=plan.behavior,
     )
 
 

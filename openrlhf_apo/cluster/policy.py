@@ -47,7 +47,9 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
             self.anchor = AdapterAnchor(self.actor, strategy.stage)
         elif plan.anchor:
             self.anchor = AnchorWeights(self._frozen_model(pretrain, plan.shared and offload), strategy.stage)
-        if plan.anchor and "anchor" in self.checkpoint_states:
+        if plan.anchor and self.checkpoint_states:
+            if "anchor" not in self.checkpoint_states:
+                raise RunError("the checkpoint has no anchor weights: resume with the flags that wrote it")
             self.anchor.load_state_dict(self.checkpoint_states.pop("anchor"))
         reference = None
         if plan.reference and adapter:
@@ -60,7 +62,7 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
             ema=self.ema,
             ema_beta=plan.ema,
         )
-        self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator, plan.entropy)
+        self.learner = Learner(backend, self.tokenizer.pad_token_id, plan.kl_estimator, plan.entropy, plan.behavior)
 
     def _frozen_model(self, pretrain, offload: bool = False) -> Actor:
         """The initial weights, sharded like the policy's. offload: to the host, from where a forward fetches them."""

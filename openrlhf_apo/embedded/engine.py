@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from openrlhf_apo.embedded.cache import roomy_cache
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
-from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.handles import Pending, SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
 WIDTH = 128  # of the vocabulary's blocks that a token is looked for in
@@ -24,6 +24,7 @@ class EmbeddedEngine:
     """EngineHandle. batch: answers that are sampled at once."""
 
     restarts = 0  # it lives and dies with the run
+    own_weights = False
 
     def __init__(self, model: nn.Module, tokenizer, batch: int = 1024):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
@@ -50,6 +51,10 @@ class EmbeddedEngine:
             part = slice(start, start + per_call)
             completions += Answers(self.model, ids[part], seeds[part], settings, self.stop_ids).sample()
         return samples_of(self.tokenizer, prompts, ids, completions)
+
+    def begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None) -> Pending:
+        samples = self.generate(prompts, settings, prefix)
+        return lambda: samples
 
 
 class Answers:

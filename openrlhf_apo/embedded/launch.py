@@ -72,6 +72,7 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         limit=plan.micro_batches,
         kl_estimator=plan.regularizer.kl_estimator,
         entropy=plan.regularizer.entropy is not None,
+        behavior=plan.behavior,
         checkpoints=plan.output.checkpoints,
         output=plan.output.directory,
         merge_lora=args.ckpt.merge_lora,

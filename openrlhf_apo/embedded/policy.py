@@ -11,7 +11,7 @@ from openrlhf_apo.embedded.backend import TorchBackend
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.learner import Learner
 from openrlhf_apo.trainer.checkpoint_folder import EMBEDDED_FILE, Checkpoint
-from openrlhf_apo.trainer.handles import EMA_FOLDER
+from openrlhf_apo.trainer.handles import EMA_FOLDER, Behavior
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.sharded_policy import ShardedPolicy
 
@@ -28,6 +28,7 @@ class EmbeddedPolicy(ShardedPolicy):
         limit: MicroBatchLimit,
         kl_estimator: str,
         entropy: bool,
+        behavior: Behavior,
         checkpoints: str,
         output: str,
         merge_lora: bool,
@@ -37,7 +38,7 @@ class EmbeddedPolicy(ShardedPolicy):
         self.backend, self.tokenizer, self.output = backend, tokenizer, output
         self.merge_lora = merge_lora
         self.checkpoints = Path(checkpoints) / "_actor"
-        self.learner = Learner(backend, tokenizer.pad_token_id, kl_estimator, entropy)
+        self.learner = Learner(backend, tokenizer.pad_token_id, kl_estimator, entropy, behavior)
         self._trainer_state: dict = {}
         if resume is not None:
             if not resume.embedded:

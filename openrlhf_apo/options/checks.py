@@ -46,6 +46,8 @@ def check_before_openrlhf(args: argparse.Namespace) -> None:
     if group_size < 2 and not (openrlhf and estimator in SINGLE_SAMPLE_ESTIMATORS):
         single = f", but for --algo.advantage.estimator {' and '.join(SINGLE_SAMPLE_ESTIMATORS)}" if openrlhf else ""
         raise OptionError(f"--rollout.n_samples_per_prompt {group_size}: a group needs at least 2 samples{single}")
+    if getattr(args, "train.async_enable"):
+        _check_async(args)
     low, high = getattr(args, "algo.dynamic_filtering_range")
     if not low < high:
         raise OptionError(f"--algo.dynamic_filtering_range {low:g} {high:g}: the second must be above the first")
@@ -56,6 +58,26 @@ def check_before_openrlhf(args: argparse.Namespace) -> None:
         raise OptionError(
             f"--rollout.batch_size: {samples} samples in batches of {batch} (--rollout.micro_batch_size) are not one "
             f"for each of {ranks} ranks"
+        )
+
+
+def _check_async(args: argparse.Namespace) -> None:
+    """A rollout is sampled while the one before trains."""
+    for flag in ("train.colocate_all", "vllm.enable_sleep"):
+        if getattr(args, flag):
+            raise OptionError(
+                f"--{flag} cannot be used with --train.async_enable: drop one (the engine samples while the policy "
+                "trains, and needs GPUs of its own)"
+            )
+    if getattr(args, "rollout.max_engine_restarts") > 0:
+        raise OptionError(
+            "--rollout.max_engine_restarts cannot be used with --train.async_enable: use --train.max_restarts (a new "
+            "engine would sample with newer weights than the others have)"
+        )
+    if getattr(args, "apo.old_log_probs") == "engine" and owners.uses(args.loss, "entropy"):
+        raise OptionError(
+            f"--apo.old_log_probs engine cannot be used with --loss {args.loss}: drop it (the loss weighs answers by "
+            "the entropy of the policy that sampled them, which the engine does not report)"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from openrlhf_apo.cpu import has_cuda
-from openrlhf_apo.objectives import OPENRLHF, TOKEN_LOSSES
+from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF, TOKEN_LOSSES
 from openrlhf_apo.options import owners
 from openrlhf_apo.options.openrlhf_flags import SCHEDULERS_WITH_MIN_LR
 
@@ -59,6 +59,15 @@ def _ratio_of_answers(v: Values) -> bool:
 def _has_surplus(v: Values) -> bool:
     """Whether a rollout may train on groups that an earlier policy sampled."""
     return v["rollout.vllm_generate_batch_size"] is not None or v["algo.dynamic_filtering_enable"]
+
+
+def _engine_is_old(v: Values) -> bool:
+    """Whether log-probs of the policy that sampled are those that the engine reported (trainer/plan.py, behavior)."""
+    return v["train.async_enable"] and (v["apo.old_log_probs"] == "engine" or _anchor_is_another(v))
+
+
+def _anchor_is_another(v: Values) -> bool:
+    return v["loss"] in GROUP_LOSSES and v["apo.anchor"] != "rollout"
 
 
 def _rewards(v: Values) -> int:
@@ -122,6 +131,23 @@ CONDITIONS = [
         "reward.normalize_enable reward.num_* reward.offload ds.value_head_prefix",
         "without --reward.model_name_or_path",
         lambda v: not v["reward.model_name_or_path"],
+    ),
+    Condition(
+        "apo.old_log_probs",
+        "without --train.async_enable",
+        lambda v: not v["train.async_enable"],
+        "give it, or drop this one",
+    ),
+    Condition(
+        "apo.old_log_probs",
+        "with --apo.anchor lagged, ema and reference, whose weights are the only ones kept beside the policy's",
+        _anchor_is_another,
+    ),
+    Condition(
+        "apo.max_mismatch algo.advantage.is_correction_*",
+        "with --train.async_enable where the engine's own log-probs stand for the policy that sampled, as there is "
+        "nothing to compare them with (--apo.old_log_probs engine, or another --apo.anchor than rollout)",
+        _engine_is_old,
     ),
     # Evaluation, checkpoints, trackers.
     Condition(

@@ -95,6 +95,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop after N rollouts in a row in which every group has equal rewards (default: warn, and go on)",
     )
+    add(
+        "--apo.old_log_probs",
+        choices=["weights", "engine"],
+        default="weights",
+        help="with --train.async_enable: log-probs of the policy that sampled a rollout, from its weights, which are "
+        "kept beside the policy's, or as the engine reported them (default weights)",
+    )
     add("--apo.timeout", type=float, default=3600.0, help="seconds any one wait may take (default 3600)")
     add(
         "--ckpt.allow_changed",

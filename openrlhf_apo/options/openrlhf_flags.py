@@ -38,7 +38,11 @@ _NO_DROPOUT = Use(
 _MERGED = "the engine gets merged weights, in buckets (OpenRLHF issue 1349); checkpoints hold the adapter alone"
 _TEXT_ONLY = nowhere("prompts are text")
 _NO_CRITIC = nowhere("there is no critic")
-_TAKE_TURNS = nowhere("sampling and training take turns")
+_OWN_OLD_POLICY = Use(
+    "refused",
+    "OpenRLHF's own step takes the policy at the start of training for the one that sampled",
+    "cannot be used with --loss {loss}: drop it, or use openrlhf.cli.train_ppo_ray",
+)
 _HARD_CODED = nowhere("OpenRLHF does not hand it to DeepSpeed, whose Muon has 5 steps with Nesterov momentum")
 
 # A name that ends with * stands for all that begin so.
@@ -254,7 +258,18 @@ FLAGS: dict[str, Flag] = {
         **COUNT,
     ),
     "train.agent_func_path": nowhere("the engine samples whole answers, and knows no turns"),
-    "train.async_*": _TAKE_TURNS,
+    "train.async_enable": ours(
+        Use(
+            "differs",
+            "a rollout is sampled while the one before trains; log-ratios compare with the policy that sampled it "
+            "(--apo.old_log_probs). In the embedded runtime it is sampled before that, and nothing is faster",
+        ),
+        _OWN_OLD_POLICY,
+    ),
+    "train.async_queue_size": nowhere(
+        "one rollout is ahead, always: the engine gets new weights between two rollouts, so that more in a queue "
+        "would be older, and no step faster"
+    ),
     "train.batch_size": differs("must be whole groups of --rollout.n_samples_per_prompt", **COUNT),
     "train.colocate_actor_ref": only_openrlhf(_OWN_REFERENCE),
     "train.colocate_all": works(),
@@ -283,7 +298,9 @@ FLAGS: dict[str, Flag] = {
         Use("differs", "where it is not given, micro-batches have --train.max_tokens_per_gpu tokens"), **COUNT
     ),
     "train.num_episodes": works(**COUNT),
-    "train.partial_rollout_enable": _TAKE_TURNS,
+    "train.partial_rollout_enable": nowhere(
+        "the engine is a synchronous vllm.LLM, which samples a batch to its end and cannot be paused for new weights"
+    ),
     "train.seed": works(within="[0, 4294967295]"),
     "use_ms": works(package="modelscope"),
     "vllm.enable_prefix_caching": works(),

@@ -117,6 +117,8 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         generate_batch=args.rollout.vllm_generate_batch_size,
         save_rollouts=args.apo.save_rollouts,
         saved_rollouts=args.apo.load_rollouts,
+        asynchronous=args.train.async_enable,
+        old_log_probs=args.apo.old_log_probs,
         check_every_sync=args.apo.check_weights,
         timeout=args.apo.timeout,
         max_restarts=args.train.max_restarts,
@@ -178,7 +180,7 @@ def start_up_warnings(args: SimpleNamespace, plan: RunPlan) -> list[str]:
     ):
         schedule = plan.schedule
         updates = schedule.epochs * math.ceil(schedule.prompts_per_rollout / schedule.groups_per_step)
-        on_policy = plan.objective.anchor.always_on_policy
+        on_policy = plan.objective.anchor.always_on_policy and plan.behavior == "policy"
         if updates == 1 and on_policy and plan.objective.controller.confidence != "token":
             warnings.append(
                 "one optimizer step per rollout with an on-policy anchor: u = 0, so the confidence c_t is 0 and alpha "
@@ -191,6 +193,11 @@ def start_up_warnings(args: SimpleNamespace, plan: RunPlan) -> list[str]:
             f"--train.micro_batch_size 1: each sample is a micro-batch, though {fitting} of --data.max_len "
             f"{args.data.max_len} tokens would fit. Without it, micro-batches have --train.max_tokens_per_gpu tokens, "
             "which is faster"
+        )
+    if args.train.async_enable and args.runtime == "embedded" and not args.apo.load_rollouts:
+        warnings.append(
+            "--train.async_enable in one process: a rollout is sampled before the one before it trains; samples are "
+            "as old as on a cluster, and nothing is faster. --runtime ray does both at once"
         )
     if args.rollout.top_p < 1:
         warnings.append(

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.objectives import Terms
-from openrlhf_apo.ranks.backend import Backend, Weights
+from openrlhf_apo.objectives.kl import approximate_kl
+from openrlhf_apo.ranks.backend import Backend
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.ranks.micro_batch_loss import micro_batch_loss
+from openrlhf_apo.trainer.handles import Behavior
 from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.step import Report
 
@@ -19,11 +21,18 @@ GO_BACK = "go back to a checkpoint, and lower --actor.adam.lr or --actor.max_nor
 
 class Learner:
     """Holds this rank's micro-batches of a rollout. All ranks make the same calls with equally many micro-batches.
-    entropy: whether training needs each token's."""
+    entropy: whether training needs each token's. behavior: whose log-probs are those of π_old."""
 
-    def __init__(self, backend: Backend, pad_token_id: int, kl_estimator: str = "k3", entropy: bool = False):
+    def __init__(
+        self,
+        backend: Backend,
+        pad_token_id: int,
+        kl_estimator: str = "k3",
+        entropy: bool = False,
+        behavior: Behavior = "policy",
+    ):
         self.backend, self.pad_token_id = backend, pad_token_id
-        self.kl_estimator, self.entropy = kl_estimator, entropy
+        self.kl_estimator, self.entropy, self.behavior = kl_estimator, entropy, behavior
         self.steps: list[list[MicroBatch]] = []
         self.old: dict[tuple[int, int], Tensor] = {}  # (step, micro-batch) -> log π_old [B, T-1]
         self.reference_log_probs: dict[tuple[int, int], Tensor] = {}
@@ -41,11 +50,11 @@ class Learner:
             )
         self.old, self.reference_log_probs, self.graph, self.updated = {}, {}, None, False
 
-    def log_prob_sums(self, step: int, weights: Weights, keep_graph: bool) -> list[float]:
+    def log_prob_sums(self, step: int, weights: Behavior, keep_graph: bool) -> list[float]:
         """Σ_t log π of this rank's samples of the step, in the order they were loaded, nats."""
         sums: list[float] = []
         for k, (log_probs, _) in enumerate(self._forward(step, weights, keep_graph=keep_graph)):
-            if weights == "policy" and not self.updated:
+            if weights == self.behavior and not self.updated:
                 self.old[step, k] = log_probs
             sums += log_probs.double().sum(-1).tolist()
         if not all(map(math.isfinite, sums)):
@@ -57,7 +66,7 @@ class Learner:
         means: list[float] = []
         if (step, 0) in self.old and not entropy:
             return means
-        for k, (log_probs, entropies) in enumerate(self._forward(step, "policy", entropy, keep_graph)):
+        for k, (log_probs, entropies) in enumerate(self._forward(step, self.behavior, entropy, keep_graph)):
             self.old[step, k] = log_probs
             if entropies is not None:
                 mask = self.steps[step][k].action_mask.to(entropies.device)
@@ -72,18 +81,21 @@ class Learner:
         for k, batch in enumerate(self.steps[step]):
             difference = torch.zeros_like(batch.rollout_log_probs)
             if recorded:
-                difference = (current[k][0] - self.old[step, k]).cpu()
+                difference = current[k][0].cpu() - self.old[step, k].cpu()
             ratios += [row[mask > 0].tolist() for row, mask in zip(difference, batch.action_mask, strict=True)]
         return ratios
 
     def _forward(
-        self, step: int, weights: Weights, entropy: bool = False, keep_graph: bool = False
+        self, step: int, weights: Behavior, entropy: bool = False, keep_graph: bool = False
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """(log-probs, entropies or None), [B, T-1] each, of each micro-batch of the step, without gradient.
+        """(log-probs, entropies or None), [B, T-1] each, of each micro-batch of the step, without gradient. Of the
+        engine they are what it reported, on the CPU, and there are no entropies.
 
         keep_graph: the first one's graph stays for `apply`, which holds one graph at any time anyway; a step that is
         one micro-batch needs no second forward.
         """
+        if weights == "engine":
+            return [(batch.rollout_log_probs, None) for batch in self.steps[step]]
         first, *others = self.steps[step]
         with torch.no_grad():
             rest = [self.backend.forward(weights, batch, entropy=entropy) for batch in others]
@@ -110,7 +122,7 @@ class Learner:
             else:
                 log_probs, entropies = self.backend.forward("policy", batch, train=True, entropy=self.entropy)
             detached = log_probs.detach()
-            old = self.old.setdefault((step, k), detached) if terms.needs_old else detached
+            old = self.old.setdefault((step, k), detached).to(detached) if terms.needs_old else detached
             rollout, mask = batch.rollout_log_probs.to(detached), batch.action_mask.to(log_probs)
             loss, tokens = micro_batch_loss(
                 share, log_probs, mask, old, rollout, reference, entropies, self.kl_estimator
@@ -124,8 +136,11 @@ class Learner:
             log_ratio_sums += (detached - old).double().sum(-1).tolist()
             filtered_sums += (tokens.pop("is_filtered", torch.zeros_like(mask)) * mask).sum(-1).tolist()
             tokens["fresh"] = batch.fresh.to(detached).expand_as(detached)
+            sampled = rollout if self.behavior == "engine" else self.old.get((step, k), detached)
             # What the policy has learned since it sampled a stale answer is no fault of the engine's.
-            tokens["mismatch"] = (detached - rollout).abs() * tokens["fresh"]
+            tokens["mismatch"] = (sampled - rollout).abs() * tokens["fresh"]
+            if self.behavior != "policy":
+                tokens["staleness_kl"] = approximate_kl(sampled, detached, "k3")
             counted = mask * share.column("real", mask)
             num_tokens += counted.sum().item()
             for name, values in tokens.items():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openrlhf_apo.settings import Checked, setting
-from openrlhf_apo.trainer.handles import PolicyHandle
+from openrlhf_apo.trainer.handles import Behavior, PolicyHandle
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class AnchorSettings(Checked):
 class Anchor:
     """l^anchor of the steps of a rollout.
 
-    `rollout` needs no second set of weights: every l of the rollout is taken before its first update. The other
-    three keep one beside the policy; `reference` never moves it.
+    `rollout` needs no second set of weights where the policy itself has sampled: every l of the rollout is taken
+    before its first update. The other three keep one beside the policy; `reference` never moves it.
     """
 
-    def __init__(self, policy: PolicyHandle, settings: AnchorSettings):
-        self.policy, self.settings = policy, settings
+    def __init__(self, policy: PolicyHandle, settings: AnchorSettings, behavior: Behavior = "policy"):
+        self.policy, self.settings, self.behavior = policy, settings, behavior
         self.sums: dict[int, list[float]] = {}  # step -> l^anchor[N], for those known by now
 
     def begin_rollout(self, rollout: int, num_steps: int) -> None:
@@ -59,7 +59,7 @@ class Anchor:
         if mode == "ema":
             return  # it moves after every update
         on_policy = self._is_policy(rollout)
-        weights: Literal["policy", "anchor"] = "policy" if on_policy else "anchor"
+        weights: Behavior = "policy" if on_policy else self.behavior if mode == "rollout" else "anchor"
         first = 1 if on_policy else 0  # step 0 reports its own l from the training forward
         self.sums = {step: self.policy.log_prob_sums(step, weights) for step in range(first, num_steps)}
 
@@ -80,4 +80,6 @@ class Anchor:
 
     def _is_policy(self, rollout: int) -> bool:
         mode, interval = self.settings.mode, self.settings.interval
-        return mode == "rollout" or (mode == "lagged" and rollout % interval == 0)
+        if mode == "rollout":
+            return self.behavior == "policy"
+        return mode == "lagged" and rollout % interval == 0

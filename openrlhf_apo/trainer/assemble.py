@@ -79,15 +79,16 @@ def assemble(
     """A trainer. resume: it goes on from the checkpoint that the policy has loaded. foreign_update: what trains on a
     rollout in place of an objective of ours (`--loss openrlhf`)."""
     objective: GroupObjective | TokenObjective | None = None
+    own_update = None
     if plan.objective is None:
         assert foreign_update is not None
         update = foreign_update
     else:
         if isinstance(plan.objective, GroupPlan):
-            objective = GroupObjective(policy, plan.objective, vocab_size)
+            objective = GroupObjective(policy, plan.objective, vocab_size, plan.behavior)
         else:
-            objective = TokenObjective(policy, plan.objective)
-        update = Update(
+            objective = TokenObjective(policy, plan.objective, plan.behavior)
+        own_update = Update(
             policy,
             objective,
             groups_per_step=plan.schedule.groups_per_step,
@@ -95,7 +96,9 @@ def assemble(
             regularizer=plan.regularizer,
             length_penalty=plan.length_penalty,
             correction=plan.correction,
-        ).run
+            behavior=plan.behavior,
+        )
+        update = own_update.run
     if inputs.saved is not None:
         rollouts: Rollouts = FileRollouts(inputs.saved)
     else:
@@ -128,6 +131,7 @@ def assemble(
         "prompts": inputs.prompts,
         "rollouts": rollouts if isinstance(rollouts, EngineRollouts) else None,
         "objective": objective,
+        "update": own_update if plan.asynchronous else None,
         "kl": plan.regularizer.controller,
         "guidance": plan.guidance,
         "health": plan.health,
@@ -154,6 +158,7 @@ def assemble(
         stop=stop or StopSignals(),
         track_every=output.track_every,
         averages=plan.ema is not None,
+        ahead=plan.asynchronous,
         check_every_sync=plan.check_every_sync,
         state=state,
         done=done,

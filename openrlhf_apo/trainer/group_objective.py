@@ -28,7 +28,7 @@ from openrlhf_apo.objectives import (
 from openrlhf_apo.objectives.group_base import GroupLoss, coefficients
 from openrlhf_apo.settings import Checked, setting
 from openrlhf_apo.trainer.anchor import Anchor, AnchorSettings
-from openrlhf_apo.trainer.handles import PolicyHandle
+from openrlhf_apo.trainer.handles import Behavior, PolicyHandle
 from openrlhf_apo.trainer.step import Report, Step, per_group
 
 
@@ -66,9 +66,9 @@ class GroupPlan:
 
 
 class GroupObjective:
-    def __init__(self, policy: PolicyHandle, plan: GroupPlan, vocab_size: int):
+    def __init__(self, policy: PolicyHandle, plan: GroupPlan, vocab_size: int, behavior: Behavior = "policy"):
         self.policy, self.plan, self.vocab_size = policy, plan, vocab_size
-        self.anchor = Anchor(policy, plan.anchor)
+        self.anchor = Anchor(policy, plan.anchor, behavior)
         self.controller = plan.controller
 
     def begin_rollout(self, rollout: int, num_steps: int) -> None:

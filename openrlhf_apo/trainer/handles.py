@@ -14,6 +14,11 @@ from openrlhf_apo.trainer.step import Report
 
 EMA_FOLDER = "ema"  # in --ckpt.output_dir: the moving average of the policy, as a model
 
+# Whose log-probs are those of π_old, the policy that sampled a rollout: the current weights', before the first update;
+# with asynchronous training the anchor's, which are kept for it, or those that the engine reported.
+Behavior = Literal["policy", "anchor", "engine"]
+Pending = Callable[[], list[Sample]]  # waits for samples that an engine has begun
+
 
 class PolicyHandle(Protocol):
     """The trained model, sharded however it likes. A step is a list of samples, numbered within its rollout."""
@@ -21,21 +26,21 @@ class PolicyHandle(Protocol):
     def load_steps(self, steps: list[list[Sample]]) -> None:
         """Hand over a rollout: the samples of each optimizer step. Replaces the rollout before."""
 
-    def log_prob_sums(
-        self, step: int, weights: Literal["policy", "anchor"] = "policy", keep_graph: bool = False
-    ) -> list[float]:
-        """Σ_t log π(y_t) of the step's samples under the current or the anchor weights. -> [N], float64, nats.
+    def log_prob_sums(self, step: int, weights: Behavior = "policy", keep_graph: bool = False) -> list[float]:
+        """Σ_t log π(y_t) of the step's samples under the current or the anchor weights, or as the engine reported it.
+        -> [N], float64, nats.
 
         keep_graph: of the policy's forward, for the `apply` of this step that comes next, which then goes without a
         second one as far as memory allows.
         """
 
     def record_old(self, step: int, entropy: bool = False, keep_graph: bool = False) -> list[float] | None:
-        """Keep the log-probs of the step's tokens under the current weights as those of π_old, for its later `apply`.
-        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above.
+        """Keep the log-probs of the step's tokens under π_old, which is the policy's Behavior, for its later `apply`.
+        With `entropy`, -> [N], float64, mean over tokens of the entropy of π_old, nats. keep_graph: as above, where
+        π_old is the current policy.
 
-        Before the rollout's first `apply`. Without `entropy`, nothing is computed where `log_prob_sums` of the policy
-        has kept them already."""
+        Before the rollout's first `apply`. Without `entropy`, nothing is computed where `log_prob_sums` of π_old has
+        kept them already."""
 
     def log_ratios(self, step: int) -> list[list[float]]:
         """log π_θ − log π_old of each token of each of the N samples, before the `apply` of the step. For a step that
@@ -76,9 +81,11 @@ class SamplingSettings:
 
 
 class EngineHandle(Protocol):
-    """What samples completions. restarts: how many engines died and were replaced so far."""
+    """What samples completions. restarts: how many engines died and were replaced so far. own_weights: whether they
+    are another copy than the policy's, which stays as it is until the next sync."""
 
     restarts: int
+    own_weights: bool
 
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
@@ -88,6 +95,11 @@ class EngineHandle(Protocol):
         prefix: from the tokens of a prompt's reference solution to those that shall follow the prompt. The policy
         goes on from them, and they count as part of the prompt.
         """
+
+    def begin(
+        self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
+    ) -> Pending:
+        """The same, without waiting where there is something to wait for. No sync before the samples are there."""
 
     def sync_weights(self) -> None:
         """Give the engine the policy's current weights."""

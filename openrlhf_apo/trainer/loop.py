@@ -1,5 +1,8 @@
 """The trainer: sample, score, update, sync, evaluate, save; one line of metrics.jsonl per rollout.
 
+With asynchronous training the next rollout is begun before the update and finished after it, before the sync: between
+two rollouts nothing is under way, and what is there is in the checkpoint.
+
 It knows handles only (handles.py), so whatever implements them is trained by this loop.
 """
 
@@ -51,6 +54,7 @@ class Trainer:
     trackers: list = field(default_factory=list)  # OpenRLHF's loggers
     track_every: int = 1  # rollouts
     averages: bool = False  # a moving average of the policy is saved beside it
+    ahead: bool = False  # a rollout is sampled while the one before trains
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
     state: dict[str, Stateful] = field(default_factory=dict)  # saved beside the weights
     console: TextIO = sys.stderr  # of the progress bar
@@ -116,18 +120,25 @@ class Trainer:
         row: dict = {"step": rollout} | self.scorer.metrics() | self.rollouts.metrics | {"restarts": self.restarts}
         if self.engine:
             row["engine_restarts"] = self.engine.restarts
+        if self.ahead and rollout < len(self.rollouts) and not self.rollouts.exhausted:
+            with self.stop.held(False):  # the policy is still that of the last checkpoint
+                self.rollouts.begin(rollout + 1, clock)
         if groups:
             row |= _sample_metrics(samples)
             with clock("update"):
                 row |= self.update(groups, rollout - 1)
             self.samples.write(rollout, groups[0], row.pop("first_advantages", None))
-            if self.engine:
-                with clock("sync"):
-                    self.engine.sync_weights()
-                    if self.check_every_sync:
-                        self.engine.check_weights()
         else:
             logger.warning("rollout %d: every group was dropped, nothing to train on", rollout)
+            if self.ahead:
+                self.update([], rollout - 1)
+        if self.ahead:
+            self.rollouts.finish(rollout + 1, clock)  # before the engine has other weights
+        if groups and self.engine:
+            with clock("sync"):
+                self.engine.sync_weights()
+                if self.check_every_sync:
+                    self.engine.check_weights()
         last = rollout == len(self.rollouts) or self.rollouts.exhausted
         if self.evaluation and self.evaluation.is_due(rollout, last):
             try:

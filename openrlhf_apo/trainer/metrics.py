@@ -12,7 +12,9 @@ Keys that scripts and the report rely on; a signal that a mode does not have is 
 - samples: `rollout_mismatch` (of the groups that are not stale), `response_length` [tokens], `truncated_fraction`,
   `token_entropy` (−mean log π of the sampled tokens, an estimate of the entropy per token) [nats]; `generations` and
   `filtered_groups` of dynamic sampling; `stale_groups`, sampled by an earlier policy, and `surplus_groups`, left for
-  the next rollouts; `guidance_tokens` of guidance
+  the next rollouts; `guidance_tokens` of guidance; with asynchronous training `staleness`, optimizer steps between the
+  policy that sampled and the start of training, and `staleness_kl`, the KL that they have made, of the rollout's first
+  step (k3, per token) [nats]
 - objectives: `loss`; `clipped_fraction` of tokens and `ppo_kl` [nats] of token objectives; `kl` to the reference and
   `entropy` per token [nats] where they are measured; `adrpo_beta_mean`, `adrpo_beta_max`; `clip_low`, `clip_high` and
   `positive_share` of bapo; `conflict_fraction` of gtpo; of a correction for the engine `is_filtered_fraction` (of

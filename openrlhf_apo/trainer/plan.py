@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from openrlhf_apo.objectives import Guidance, RolloutCorrection
 from openrlhf_apo.trainer.group_objective import GroupPlan
-from openrlhf_apo.trainer.handles import SamplingSettings
+from openrlhf_apo.trainer.handles import Behavior, SamplingSettings
 from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
@@ -127,6 +127,8 @@ class RunPlan:
     generate_batch: int | None = None  # prompts that go to the engine at once; None: those of a rollout
     save_rollouts: str | None = None
     saved_rollouts: str | None = None
+    asynchronous: bool = False  # a rollout is sampled while the one before trains
+    old_log_probs: Literal["weights", "engine"] = "weights"  # of the policy that sampled it
     check_every_sync: bool = False
     timeout: float = 3600.0  # seconds any one wait may take
     max_restarts: int = 0  # of the whole run, from its last checkpoint
@@ -135,9 +137,18 @@ class RunPlan:
     record: dict = field(default_factory=dict)  # of the command line, for run.json (options/record.py)
 
     @property
+    def behavior(self) -> Behavior:
+        """Whose log-probs are those of π_old. The one second set of weights may be that of another anchor."""
+        if not self.asynchronous:
+            return "policy"
+        taken = isinstance(self.objective, GroupPlan) and self.objective.anchor.has_weights
+        return "engine" if taken or self.old_log_probs == "engine" else "anchor"
+
+    @property
     def anchor_weights(self) -> bool:
         """Whether ranks keep the weights of an anchor beside the policy's."""
-        return isinstance(self.objective, GroupPlan) and self.objective.anchor.has_weights
+        own = isinstance(self.objective, GroupPlan) and self.objective.anchor.has_weights
+        return own or self.behavior == "anchor"
 
     def summary(self, optimizer_steps: int) -> str:
         """One line for the start of a run."""

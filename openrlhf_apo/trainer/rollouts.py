@@ -7,7 +7,7 @@ from typing import Protocol
 
 from openrlhf_apo.objectives import Guidance
 from openrlhf_apo.trainer.clock import Clock
-from openrlhf_apo.trainer.handles import EngineHandle, SamplingSettings
+from openrlhf_apo.trainer.handles import EngineHandle, Pending, SamplingSettings
 from openrlhf_apo.trainer.prompts import PromptStream
 from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import Sample, whole_groups
@@ -29,7 +29,23 @@ class Rollouts(Protocol):
         """Whether there is nothing left to sample from."""
 
     def sample(self, rollout: int, clock: Clock) -> list[Sample]:
-        """Scored samples in whole groups."""
+        """Scored samples in whole groups: those that were begun and finished before, or made now."""
+
+    def begin(self, rollout: int, clock: Clock) -> None:
+        """Have the engine sample the next rollout, with the weights it has now."""
+
+    def finish(self, rollout: int, clock: Clock) -> None:
+        """Wait for what was begun, if anything was, and score it."""
+
+
+@dataclass
+class Begun:
+    """A rollout that the engine is sampling. wanted: groups beside those of the surplus. left: prompts of the episode
+    that were not drawn before. batch: its first one."""
+
+    wanted: int
+    left: int
+    batch: Pending | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,8 @@ class EngineRollouts:
         self.keep, self.max_generations = keep, max_generations if keep else 1
         self.generate_batch = generate_batch or batch_size
         self.surplus: list[list[Sample]] = []
+        self.begun: Begun | None = None
+        self.ready: tuple[list[Sample], dict] | None = None  # the next rollout and its metrics
         self.metrics: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -85,37 +103,61 @@ class EngineRollouts:
 
     @property
     def exhausted(self) -> bool:
-        return self.prompts.exhausted and not self.surplus
+        return self.prompts.exhausted and not self.surplus and self.ready is None
 
     def sample(self, rollout: int, clock: Clock) -> list[Sample]:
-        stale = self.surplus[: self.batch_size]
-        fresh: list[list[Sample]] = []
+        if self.ready is None:
+            self._begin(clock)
+            self.finish(rollout, clock)
+        assert self.ready is not None
+        (samples, self.metrics), self.ready = self.ready, None
+        return samples
+
+    def begin(self, rollout: int, clock: Clock) -> None:
+        self._begin(clock)
+        if not self.engine.own_weights:  # any further batch is to come from the same weights
+            self.finish(rollout, clock)
+
+    def _begin(self, clock: Clock) -> None:
         # The surplus of an episode whose prompts are all drawn is used up before the next episode begins.
         left = 0 if self.surplus and self.prompts.at_start_of_episode else self.prompts.left_in_episode()
-        wanted = min(self.batch_size, len(self.surplus) + left) - len(stale)
+        stale = min(self.batch_size, len(self.surplus))
+        wanted = min(self.batch_size, len(self.surplus) + left) - stale
+        with clock("generate"):
+            self.begun = Begun(wanted, left, self._batch() if wanted > 0 else None)
+
+    def finish(self, rollout: int, clock: Clock) -> None:
+        if self.begun is None:
+            return
+        wanted, left, batch = self.begun.wanted, self.begun.left, self.begun.batch
+        stale = self.surplus[: self.batch_size]
+        fresh: list[list[Sample]] = []
         generations = sampled = 0
-        while len(fresh) < wanted and left > 0 and generations < self.max_generations:
+        while batch is not None:
             with clock("generate"):
-                samples = self._generate(self.generate_batch)
+                samples = batch()
             with clock("reward"):
                 groups = whole_groups(self.scorer.score(samples), self.settings.samples_per_prompt)
             left -= min(left, self.generate_batch)
             generations += 1
             sampled += len(groups)
             fresh += [group for group in groups if self.keep is None or self.keep(group)]
+            more = len(fresh) < wanted and left > 0 and generations < self.max_generations
+            with clock("generate"):
+                batch = self._batch() if more else None
         self.surplus = self.surplus[len(stale) :] + fresh[wanted:]
         for group in fresh[wanted:]:
             for sample in group:
                 sample.stale = True
-        self.metrics = {}
+        metrics: dict[str, float] = {}
         if self.keep is not None or self.generate_batch > self.batch_size:
-            self.metrics = {
+            metrics = {
                 "generations": generations,
                 "stale_groups": len(stale),
                 "surplus_groups": len(self.surplus),
             }
         if self.keep is not None:
-            self.metrics["filtered_groups"] = sampled - len(fresh)
+            metrics["filtered_groups"] = sampled - len(fresh)
             if len(fresh) < wanted:
                 logger.warning(
                     "rollout %d: %d of %d groups are left after %d batches; the others have equal rewards (or a mean "
@@ -126,29 +168,39 @@ class EngineRollouts:
         fresh = fresh[:wanted]
         result = [sample for group in fresh + stale for sample in group]
         if self.guidance is not None and fresh:  # a stale group was guided by a length of before
-            self.metrics["guidance_tokens"] = self.guidance.tokens
+            metrics["guidance_tokens"] = self.guidance.tokens
             self.guidance.step(statistics.fmean(sample.reward for group in fresh for sample in group))
         if self.save_to is not None:
             self.save_to.write(rollout, result)
-        return result
+        self.begun, self.ready = None, (result, metrics)
 
     def state_dict(self) -> dict:
-        return {"surplus": [[vars(sample) for sample in group] for group in self.surplus]}
+        """Between two rollouts, when nothing is under way."""
+        samples, metrics = self.ready or ([], {})
+        return {
+            "surplus": [[vars(sample) for sample in group] for group in self.surplus],
+            "ready": self.ready and {"samples": [vars(sample) for sample in samples], "metrics": metrics},
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.surplus = [[Sample(**sample) for sample in group] for group in state["surplus"]]
+        ready = state["ready"]
+        self.ready = ready and ([Sample(**sample) for sample in ready["samples"]], ready["metrics"])
 
-    def _generate(self, count: int) -> list[Sample]:
-        prompts = self.prompts.draw(count)
+    def _batch(self) -> Pending:
+        """Begin a batch of prompts; its samples in whole groups."""
+        prompts = self.prompts.draw(self.generate_batch)
         if self.guidance is None:
-            return self.engine.generate(prompts, self.settings)
-        guided = self.guidance.guided(self.settings.samples_per_prompt)
+            return self.engine.begin(prompts, self.settings)
+        guided, prefix = self.guidance.guided(self.settings.samples_per_prompt), self.guidance.prefix
         free = replace(self.settings, samples_per_prompt=self.settings.samples_per_prompt - guided)
-        samples = self.engine.generate(prompts, free)
-        samples += self.engine.generate(
-            prompts, replace(self.settings, samples_per_prompt=guided), self.guidance.prefix
-        )
-        return sorted(samples, key=lambda sample: sample.group_id)
+        begun, others = self.engine.begin(prompts, free), replace(self.settings, samples_per_prompt=guided)
+
+        def samples() -> list[Sample]:
+            both = begun() + self.engine.generate(prompts, others, prefix)
+            return sorted(both, key=lambda sample: sample.group_id)
+
+        return samples
 
 
 class FileRollouts:
@@ -166,3 +218,9 @@ class FileRollouts:
     def sample(self, rollout: int, clock: Clock) -> list[Sample]:
         with clock("generate"):
             return self.files.read(rollout)
+
+    def begin(self, rollout: int, clock: Clock) -> None:
+        """They are there."""
+
+    def finish(self, rollout: int, clock: Clock) -> None:
+        pass

@@ -1,9 +1,9 @@
 """The driver's side of a policy: samples dealt to ranks, their answers put together again."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from openrlhf_apo.objectives import Terms
+from openrlhf_apo.trainer.handles import Behavior
 from openrlhf_apo.trainer.layout import Layout, MicroBatchLimit, make_layout
 from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.step import Report
@@ -39,9 +39,7 @@ class ShardedPolicy:
 
         self.call_ranks("load_steps", share)
 
-    def log_prob_sums(
-        self, step: int, weights: Literal["policy", "anchor"] = "policy", keep_graph: bool = False
-    ) -> list[float]:
+    def log_prob_sums(self, step: int, weights: Behavior = "policy", keep_graph: bool = False) -> list[float]:
         return self._merged(step, "log_prob_sums", weights, keep_graph)
 
     def record_old(self, step: int, entropy: bool = False, keep_graph: bool = False) -> list[float] | None:

@@ -2,7 +2,8 @@
 the ranks (objectives/token_base.py).
 
 pi_old is the policy that made the rollout. In a rollout's first optimizer step theta is pi_old, and no forward is
-spent on it; the log-probs of the other steps are recorded before the first update.
+spent on it; the log-probs of the other steps are recorded before the first update. With asynchronous training theta
+has left pi_old by then, and all steps are recorded.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_apo.objectives import Terms, TokenLoss, TokenStep
-from openrlhf_apo.trainer.handles import PolicyHandle
+from openrlhf_apo.trainer.handles import Behavior, PolicyHandle
 from openrlhf_apo.trainer.step import Report, Step, per_group
 
 
@@ -25,14 +26,15 @@ class TokenPlan:
 
 
 class TokenObjective:
-    def __init__(self, policy: PolicyHandle, plan: TokenPlan):
-        self.policy, self.plan, self.loss = policy, plan, plan.loss
+    def __init__(self, policy: PolicyHandle, plan: TokenPlan, behavior: Behavior = "policy"):
+        self.policy, self.plan, self.loss, self.on_policy = policy, plan, plan.loss, behavior == "policy"
         self.entropies: dict[int, list[float]] = {}
 
     def begin_rollout(self, rollout: int, num_steps: int) -> None:
         entropy = "entropy" in self.plan.uses
-        for index in reversed(range(0 if entropy else 1, num_steps)):
-            entropies = self.policy.record_old(index, entropy=entropy, keep_graph=index == 0)  # the next to train on
+        for index in reversed(range(1 if self.on_policy and not entropy else 0, num_steps)):
+            next_to_train = self.on_policy and index == 0
+            entropies = self.policy.record_old(index, entropy=entropy, keep_graph=next_to_train)
             if entropies is not None:
                 self.entropies[index] = entropies
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from openrlhf_apo.objectives import RolloutCorrection, Terms
-from openrlhf_apo.trainer.handles import PolicyHandle
+from openrlhf_apo.trainer.handles import Behavior, PolicyHandle
 from openrlhf_apo.trainer.length_penalty import LengthPenalty
 from openrlhf_apo.trainer.regularizer import Regularizer
 from openrlhf_apo.trainer.samples import Sample, split_into_steps
@@ -44,24 +44,35 @@ class Update:
         regularizer: Regularizer | None = None,
         length_penalty: LengthPenalty | None = None,
         correction: RolloutCorrection | None = None,
+        behavior: Behavior = "policy",
     ):
         self.policy, self.objective = policy, objective
         self.groups_per_step, self.epochs = groups_per_step, epochs
         self.regularizer = regularizer or Regularizer()
         self.length_penalty = length_penalty or LengthPenalty()
-        self.correction = correction
+        self.correction, self.behavior = correction, behavior
+        self.staleness = 0  # optimizer steps since the policy that sampled the next rollout
 
     def run(self, groups: list[list[Sample]], rollout: int) -> dict:
         """Train on the rollout's whole groups. Returns the metrics of the last optimizer step, and every step's as
-        lists under inner/<key>; and `first_advantages`, of the first group's samples, where the objective has such."""
+        lists under inner/<key>; and `first_advantages`, of the first group's samples, where the objective has such.
+
+        With asynchronous training the current policy is sampling the next rollout. One that is left without groups is
+        handed over, too, so that the policy is known when the next is trained on."""
+        if not groups:
+            self._keep_behavior(0)
+            return {}
         steps = split_into_steps(groups, self.groups_per_step)
         self.policy.load_steps([[sample for group in step for sample in group] for step in steps])
         self.objective.begin_rollout(rollout, len(steps))
         if self.correction is not None or self.regularizer.unbiased_gradient:
-            for index in range(1, len(steps)):  # of the first step π_old is the policy itself
+            first = 1 if self.behavior == "policy" else 0  # of the first step π_old is the policy itself
+            for index in range(first, len(steps)):
                 self.policy.record_old(index)
+        staleness = self.staleness
+        self._keep_behavior(self.epochs * len(steps))
         inner: dict[str, list] = defaultdict(list)
-        mismatch: float | None = None
+        sampling: dict[str, float] = {}  # how engine, π_old and the policy differ, before the first update
         advantages = None
         kl_sum = num_tokens = 0.0
         for update in range(self.epochs * len(steps)):
@@ -75,9 +86,11 @@ class Update:
             report = self.policy.apply(index, terms)
             means = report.token_means
             kl_sum, num_tokens = kl_sum + report.token_sums.get("kl", 0.0), num_tokens + report.num_tokens
-            gap, fresh = means.pop("mismatch"), means.pop("fresh")
-            if update == 0 and fresh > 0:  # later updates have left the weights that sampled
-                mismatch = gap / fresh
+            gap, fresh, drift = means.pop("mismatch"), means.pop("fresh"), means.pop("staleness_kl", None)
+            if update == 0 and fresh > 0 and self.behavior != "engine":
+                sampling["rollout_mismatch"] = gap / fresh
+            if update == 0 and drift is not None:
+                sampling |= {"staleness": staleness, "staleness_kl": drift}
             varied = step.rewards.max(-1).values > step.rewards.min(-1).values
             metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
             metrics |= self.objective.after_update(step, report) | means
@@ -94,11 +107,22 @@ class Update:
             self.regularizer.controller.update(kl_sum / num_tokens, sum(map(len, groups)))
         result = {key: values[-1] for key, values in inner.items()}
         result |= {f"inner/{key}": values for key, values in inner.items()}
-        if mismatch is not None:
-            result["rollout_mismatch"] = mismatch
+        result |= sampling
         if advantages is not None:
             result["first_advantages"] = advantages[: len(groups[0])].tolist()
         return result
+
+    def _keep_behavior(self, num_updates: int) -> None:
+        """Before `num_updates` optimizer steps: the policy's weights are those that sample the next rollout."""
+        if self.behavior == "anchor":
+            self.policy.update_anchor(0.0)
+        self.staleness = num_updates
+
+    def state_dict(self) -> dict:
+        return {"staleness": self.staleness}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.staleness = state["staleness"]
 
     def _step(self, groups: list[list[Sample]], index: int, update: int, rollout: int) -> Step:
         rewards = [[self.length_penalty(sample) for sample in group] for group in groups]

@@ -29,6 +29,13 @@ RUNS = {
     "surplus of an oversampled batch": (
         "--loss grpo --rollout.vllm_generate_batch_size 20 --algo.dynamic_filtering_enable"
     ),
+    "asynchronous, surplus, KL": (
+        "--train.async_enable --rollout.vllm_generate_batch_size 12 --algo.dynamic_filtering_enable --adrpo.enable"
+    ),
+    "asynchronous, the engine's log-probs, guidance": (
+        "--loss grpo --train.async_enable --apo.old_log_probs engine --guidance.enable --guidance.length 4"
+    ),
+    "asynchronous, LoRA": "--loss gtpo --train.async_enable --ds.lora.rank 4 --actor.adam.lr 3e-2",
     "adrpo, entropy": "--loss grpo --adrpo.enable --actor.entropy_coef 0.01",
 }
 
@@ -50,7 +57,7 @@ def test_resumed_after_every_rollout_it_is_the_same_run(flags, sums, tmp_path, r
         drop_after(resumed, stopped)
         assert outcome(flags, resumed, *more, "--ckpt.load_enable") == (0, "")
         assert without_clock(read_metrics(resumed / "metrics.jsonl")) == rows, stopped
-        for saved_model in straight.rglob("model.safetensors"):  # the policy's, and its average's
+        for saved_model in straight.rglob("*model.safetensors"):  # the policy's or its adapter, and its average's
             a, b = load_file(saved_model), load_file(resumed / saved_model.relative_to(straight))
             assert all(torch.equal(a[name], b[name]) for name in a), stopped
         shutil.rmtree(resumed)

@@ -185,6 +185,9 @@ class OneToken:
         numbers = range(settings.samples_per_prompt)
         return [Sample(p.group_id, p.text, "", "", [7], [k + 1], "", [-1.0], False) for p in prompts for k in numbers]
 
+    def begin(self, prompts, settings, prefix=None):
+        return lambda: self.generate(prompts, settings, prefix)
+
 
 class RewardByGroup:
     """Scorer: equal rewards in the groups of `equal`."""

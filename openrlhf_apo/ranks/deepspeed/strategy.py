@@ -17,13 +17,14 @@ from torch.nn import Parameter
 from openrlhf_apo.cpu import has_cuda
 from openrlhf_apo.ranks.deepspeed.plain_checkpoints import PlainCheckpoints
 from openrlhf_apo.ranks.lora import save_trained
+from openrlhf_apo.trainer.handles import Behavior
 
 
 @dataclass(frozen=True)
 class RankPlan:
     """What a rank keeps beside the policy. anchor, reference: second sets of weights; shared: they are one and the
     same. ema: the share of its old value that a moving average of the policy keeps at each step; None: there is
-    none."""
+    none. behavior: whose log-probs are those of π_old."""
 
     anchor: bool = False
     reference: bool = False
@@ -31,6 +32,7 @@ class RankPlan:
     ema: float | None = None
     kl_estimator: str = "k3"
     entropy: bool = False  # of each token, in every training forward
+    behavior: Behavior = "policy"
 
 
 class ApoStrategy(DeepspeedStrategy):
