@@ -253,7 +253,10 @@ FLAGS: dict[str, Flag] = {
         ),
         **COUNT,
     ),
-    "train.agent_func_path": nowhere("the engine samples whole answers, and knows no turns"),
+    "train.agent_func_path": differs(
+        "all conversations take their turns together, so that samples do not depend on timing; the agent runs beside "
+        "the trainer, a turn has a seed of its own, an environment --reward.timeout for one, 180 s by default"
+    ),
     "train.async_*": _TAKE_TURNS,
     "train.batch_size": differs("must be whole groups of --rollout.n_samples_per_prompt", **COUNT),
     "train.colocate_actor_ref": only_openrlhf(_OWN_REFERENCE),

@@ -6,11 +6,14 @@ implement them with Ray actors; another implementation needs no other trainer. N
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.samples import Prompt, Sample
 from openrlhf_apo.trainer.step import Report
+
+if TYPE_CHECKING:  # which reads the settings below
+    from openrlhf_apo.trainer.completions import Completion, Request
 
 EMA_FOLDER = "ema"  # in --ckpt.output_dir: the moving average of the policy, as a model
 
@@ -76,9 +79,11 @@ class SamplingSettings:
 
 
 class EngineHandle(Protocol):
-    """What samples completions. restarts: how many engines died and were replaced so far."""
+    """What samples completions."""
 
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """How many engines died and were replaced so far."""
 
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
@@ -88,6 +93,12 @@ class EngineHandle(Protocol):
         prefix: from the tokens of a prompt's reference solution to those that shall follow the prompt. The policy
         goes on from them, and they count as part of the prompt.
         """
+
+    def complete(self, requests: "list[Request]") -> "list[Completion]":
+        """One completion of each. Equal requests get equal ones, whatever is asked for beside them, up to rounding."""
+
+    def rest(self) -> None:
+        """After the last `complete` before the policy is trained."""
 
     def sync_weights(self) -> None:
         """Give the engine the policy's current weights."""
