@@ -2,22 +2,18 @@
 
 import importlib.util
 import os
-import sys
 
 from openrlhf.utils.agent import AgentExecutorBase
 
 from openrlhf_apo.errors import OptionError, in_one_line
 
-MODULE = "openrlhf_apo_agent"
-
 
 def load_agent(path: str) -> AgentExecutorBase:
     """The file's AgentExecutor, of which there is one for all conversations. Raises OptionError for a file that has
     none or cannot be run."""
-    spec = importlib.util.spec_from_file_location(MODULE, os.path.realpath(path))
+    spec = importlib.util.spec_from_file_location("agent_module", os.path.realpath(path))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module  # dataclasses look up string annotations there
     try:
         spec.loader.exec_module(module)
         made = module.AgentExecutor() if hasattr(module, "AgentExecutor") else None
