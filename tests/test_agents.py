@@ -17,6 +17,8 @@ from real_runs import without_clock
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openrlhf_apo.cli import evaluate
+from openrlhf_apo.data.calculator import calculator
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.errors import OptionError, RewardFailure, RunError
 from openrlhf_apo.options import resolve, run_plan
@@ -480,3 +482,30 @@ def test_the_plan_has_the_agent_alone(agent_flags, agent_file):
         *("agent", agent_file, 180.0),
         *(False, False),
     )
+
+
+def test_a_model_is_evaluated_with_its_agent(tiny_model, sums, agent_file, tmp_path):
+    flags = ["--limit", "4", "--samples", "2", "--train.agent_func_path", agent_file, "--data.max_len", "48"]
+    assert evaluate.main([tiny_model, sums, *flags, "--json", str(tmp_path / "scores.json")]) == 0
+    found = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [row["name"] for row in found] == ["greedy", "best of 1", "best of 2"]
+    assert found[2]["mean"] >= found[1]["mean"] > 0
+
+
+def test_the_calculator_says_what_the_warm_up_has_taught():
+    agent = load_agent(str(Path(__file__).parents[1] / "examples" / "agents" / "calculator.py"))
+    task = calculator(3)
+    asked = [row for row in task.warm if "<|im_end|>" in row["prompt"]]
+    assert len(asked) == 8192 and len(task.train) == 4096 and len(task.held_out) == 512
+    assert {row["prompt"] for row in task.held_out}.isdisjoint(row["prompt"] for row in task.warm)
+    for row in asked[:200]:
+        instance = agent.agent_instance_cls()
+        question, call, said = row["prompt"].split("<|im_end|>")
+        label = {"label": row["label"], "observation_text": question}
+        first = asyncio.run(instance.step(label | {"action_text": call.removeprefix("<|assistant|>")}))
+        assert (first["environment_feedback"], first["done"]) == (f"{said}<|im_end|><|assistant|>", False)
+        second = asyncio.run(instance.step(label | {"action_text": row["completion"]}))
+        assert (second["rewards"].item(), second["done"], second["extra_logs"]["calls"].item()) == (1.0, True, 1)
+    for guess in ("calc(1+)", "calc(1/2)", "\\boxed{}", ""):
+        step = asyncio.run(agent.agent_instance_cls().step({"label": "1", "action_text": guess}))
+        assert step["done"] and step["rewards"].item() == 0.0
