@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_apo import cpu
-from openrlhf_apo.trainer.completions import Completion
+from openrlhf_apo.trainer.completions import Completion, Request
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.placement import Placement
@@ -68,6 +68,8 @@ class Recorder:
             self.calls.append(f"{self.name}.{method}")
             if method == "generate":
                 return [[Completion([1], [-1.0], False)] for _ in arguments[0]]
+            if method == "complete":
+                return [Completion([request.seed], [-1.0], False) for request in arguments[0]]
             return None
 
         call.remote = call
@@ -107,6 +109,18 @@ def test_the_policys_cached_memory_is_given_back_before_the_engine_wakes(calls):
         *("policy.release_memory", "engine0.wake_up", "engine1.wake_up"),
         *("engine0.generate", "engine1.generate", "engine0.sleep", "engine1.sleep"),
     ]
+
+
+def test_the_engines_sleep_after_the_last_turn_and_one_without_a_conversation_is_not_asked(calls):
+    engine = sleeping_engine(calls)
+    answers = engine.complete([Request([1], seed, 1.0, 1.0, 4) for seed in range(3)])
+    assert [answer.ids for answer in answers] == [[0], [1], [2]]  # in their order, though dealt out
+    engine.complete([Request([1], 0, 1.0, 1.0, 4)])
+    engine.rest()
+    assert [call for call in calls if "complete" in call or "sleep" in call] == [
+        *("engine0.complete", "engine1.complete", "engine0.complete", "engine0.sleep", "engine1.sleep"),
+    ]
+    assert calls[:3] == ["policy.release_memory", "engine0.wake_up", "engine1.wake_up"]
 
 
 def test_only_the_engines_weights_wake_for_a_sync(calls, monkeypatch):

@@ -2,6 +2,7 @@
 against plain autograd through one sequence at a time, with each objective written out from its formula."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_exactness import (
     TAU,
     P,
     model_path,  # noqa: F401
+    random_samples,
     rollouts,  # noqa: F401
     spmd,
 )
@@ -211,11 +213,15 @@ def reference(model_path: str, rollouts: str, step_loss) -> dict:  # noqa: F811
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, **ADAM)
 
+    def places(s) -> list[int]:
+        return [t for t in range(len(s.response_ids)) if s.own is None or s.own[t]]
+
     def run(s) -> tuple:
         ids = torch.tensor([s.prompt_ids + s.response_ids])
         log_probs = model(ids).logits[0, :-1].log_softmax(-1)[len(s.prompt_ids) - 1 :]
         entropies = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, torch.tensor(s.response_ids)[:, None])[:, 0], entropies
+        picked = log_probs.gather(-1, torch.tensor(s.response_ids)[:, None])[:, 0]
+        return picked[places(s)], entropies[places(s)]
 
     samples = RolloutFiles(rollouts).read(1)
     groups = [samples[k : k + P] for k in range(0, len(samples), P)]
@@ -232,7 +238,7 @@ def reference(model_path: str, rollouts: str, step_loss) -> dict:  # noqa: F811
                 old, old_entropies = start[id(s)]
                 seen[-1].append(
                     {"new": new, "old": old, "reference": old, "entropies": entropies, "reward": s.reward}
-                    | {"entropy": old_entropies.mean().item(), "ids": s.response_ids}
+                    | {"entropy": old_entropies.mean().item(), "ids": [s.response_ids[t] for t in places(s)]}
                 )
         optimizer.zero_grad()
         step_loss(seen).backward()
@@ -254,6 +260,40 @@ def results(tmp_path_factory, model_path, rollouts) -> dict:  # noqa: F811
         for (case, *_), result in zip(chosen, results, strict=True):
             found.setdefault(case, []).append(result)
     return found
+
+
+CONVERSATIONS = (("adpo_softmax", "kl"), ("gtpo", None), ("bapo", None), ("grpo", "kl_reward"))
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory) -> str:
+    """The same samples, a third of whose response tokens an environment has said; each has one of the policy's."""
+    path, rng = tmp_path_factory.mktemp("conversations"), random.Random(7)
+    samples = random_samples(1)
+    for sample in samples:
+        own = [rng.random() < 2 / 3 for _ in sample.response_ids]
+        own[0] = own[0] or not any(own)
+        sample.own = None if all(own) else own
+        sample.rollout_log_probs = [-1.0 * mine for mine in own]
+    assert sum(sample.own is not None for sample in samples) > len(samples) / 2
+    RolloutFiles(str(path)).write(1, samples)
+    return str(path)
+
+
+def test_feedback_is_read_and_not_trained(tmp_path, model_path, conversations):  # noqa: F811
+    want = [reference(model_path, conversations, CASES[case]) for case in CONVERSATIONS]
+    cases = [("embedded", {"tokens": 4096}), ("embedded", {"samples": 3}), (2, {"samples": 5})]
+    for ranks, stages in ((1, cases[:2]), (2, cases[2:])):
+        jobs = [
+            (stage, limit, {"loss": loss, "regularizer": kind})
+            for stage, limit in stages
+            for loss, kind in CONVERSATIONS
+        ]
+        found = spmd(tmp_path, model_path, conversations, ranks, jobs)
+        for job, got, expected in zip(jobs, found, want * len(stages), strict=True):
+            for a, b in zip(got["gradients"], expected["gradients"], strict=True):
+                assert distance(a, b) <= 1e-5, job
+            assert distance(got["weights"], expected["weights"]) <= 1e-5, job
 
 
 def distance(a, b) -> float:

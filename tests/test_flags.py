@@ -49,6 +49,7 @@ VALUES = {
     "rollout.batch_size": "512",
     "rollout.n_samples_per_prompt": "4",
     "rollout.vllm_generate_batch_size": "2048",
+    "train.agent_func_path": str(ROOT / "examples" / "agents" / "calculator.py"),
     "train.batch_size": "64",
     "vllm.sync_backend": "nccl",
 }
@@ -134,7 +135,8 @@ def packages(monkeypatch):
 
 
 def settings(*argv: str, device: str = "cpu"):
-    return resolve([*BASE, "--apo.device", device, *argv], check_model_folder=False)
+    base = BASE[:4] if "--train.agent_func_path" in argv else BASE  # an agent brings its reward along
+    return resolve([*base, "--apo.device", device, *argv], check_model_folder=False)
 
 
 def refused(*argv: str, device: str = "cpu") -> str:

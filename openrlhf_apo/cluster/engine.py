@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import ray
 from openrlhf.trainer.ray.utils import get_bundle_indices, ray_noset_visible_devices
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -17,7 +18,7 @@ from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.cluster.weight_check import compare_weight_sums, refuse_unwritten
 from openrlhf_apo.cluster.weight_sync import Broadcast, CudaIpc, ObjectStore
 from openrlhf_apo.errors import ProcessDied
-from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
+from openrlhf_apo.trainer.completions import Completion, Prefix, Request, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import Pending, SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
@@ -64,22 +65,37 @@ class RolloutActor:
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> list[list[Completion]]:
         """`samples_per_prompt` completions of each prompt."""
+        requests = [
+            Request(
+                *(ids, seed, settings.temperature, settings.top_p),
+                max_tokens=settings.max_new_tokens or settings.max_len - len(ids),
+            )
+            for ids, seed in zip(prompt_ids, seeds, strict=True)
+        ]
+        return self._sample(requests, settings.samples_per_prompt)
+
+    def complete(self, requests: list[Request]) -> list[Completion]:
+        return [completion for (completion,) in self._sample(requests, 1)]
+
+    def _sample(self, requests: list[Request], count: int) -> list[list[Completion]]:
+        """`count` completions of each."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         params = [
             SamplingParams(
-                n=settings.samples_per_prompt,
-                seed=seed,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                max_tokens=settings.max_new_tokens or settings.max_len - len(ids),
+                n=count,
+                seed=request.seed,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_tokens,
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )
-            for ids, seed in zip(prompt_ids, seeds, strict=True)
+            for request in requests
         ]
-        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompt_ids], params, use_tqdm=False)
+        prompts = [TokensPrompt(prompt_token_ids=request.ids) for request in requests]
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
         return [
             [
                 Completion(
@@ -233,6 +249,13 @@ class RayEngine:
         begun = [self._surviving(begin)]  # once: after an engine's death all begins anew
         return lambda: self._surviving(lambda: (begun.pop() if begun else begin())())
 
+    def complete(self, requests: list[Request]) -> list[Completion]:
+        return self._surviving(lambda: self._complete(requests))
+
+    def rest(self) -> None:
+        if self.plan.sleeps:
+            self._surviving(lambda: self._all("sleep"))
+
     def sync_weights(self) -> None:
         self._surviving(self._sync_weights)
 
@@ -266,27 +289,46 @@ class RayEngine:
         return not all(alive)
 
     def _begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None) -> Pending:
+        self._wake()
+        prompt_ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
+        seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
+        completions = self._deal(
+            len(prompts),
+            lambda engine, share: engine.generate.remote(
+                [prompt_ids[i] for i in share], [seeds[i] for i in share], settings
+            ),
+        )
+
+        def samples() -> list[Sample]:
+            found = completions()
+            if self.plan.sleeps:
+                self._all("sleep")
+            return samples_of(self.tokenizer, prompts, prompt_ids, found)
+
+        return samples
+
+    def _complete(self, requests: list[Request]) -> list[Completion]:
+        self._wake()
+        return self._deal(len(requests), lambda engine, share: engine.complete.remote([requests[i] for i in share]))()
+
+    def _deal(self, count: int, ask: Callable[[ActorHandle, range], ObjectRef]) -> Callable[[], list]:
+        """Begin one answer to each of `count` questions; what waits for them, in their order. ask: an engine for those
+        of its share."""
+        shares = [range(k, count, len(self.engines)) for k in range(min(count, len(self.engines)))]
+        refs = [ask(engine, share) for engine, share in zip(self.engines, shares, strict=False)]
+
+        def answers() -> list:
+            found: dict = {}
+            for share, each in zip(shares, get_all(refs, self.plan.timeout, "generation"), strict=True):
+                found |= dict(zip(share, each, strict=True))
+            return [found[i] for i in range(count)]
+
+        return answers
+
+    def _wake(self) -> None:
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up")
-        prompt_ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
-        seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
-        # Deal prompts out in turn; put the answers back in prompt order.
-        shares = [range(k, len(prompts), len(self.engines)) for k in range(len(self.engines))]
-        refs = [
-            engine.generate.remote([prompt_ids[i] for i in share], [seeds[i] for i in share], settings)
-            for engine, share in zip(self.engines, shares, strict=True)
-        ]
-
-        def samples() -> list[Sample]:
-            completions: dict[int, list[Completion]] = {}
-            for share, answers in zip(shares, get_all(refs, self.plan.timeout, "generation"), strict=True):
-                completions |= dict(zip(share, answers, strict=True))
-            if self.plan.sleeps:
-                self._all("sleep")
-            return samples_of(self.tokenizer, prompts, prompt_ids, [completions[i] for i in range(len(prompts))])
-
-        return samples
 
     def _sync_weights(self) -> None:
         self.policy.sleep()

@@ -19,6 +19,7 @@ from openrlhf_apo.data.inputs import read_inputs
 from openrlhf_apo.data.trackers import make_trackers
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
+from openrlhf_apo.trainer.agents import AgentEngine
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.model_folder import refuse_other_kind
 from openrlhf_apo.trainer.plan import RunPlan
@@ -44,7 +45,10 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
     started = _start_actors(plan, args, strategy, inputs.optimizer_steps)
     policy_group, reference_group, reward_model.group, engines, engine_pg = started
     policy = RayPolicy(policy_group, plan.micro_batches, plan.timeout, args.ds.enable_sleep)
-    engine = RayEngine(engines, engine_pg, policy, tokenizer, _engine_plan(plan, args)) if engines else None
+    engine = None
+    if engines:
+        vllm = RayEngine(engines, engine_pg, policy, tokenizer, _engine_plan(plan, args))
+        engine = AgentEngine.of(vllm, tokenizer, inputs.scorer.reward)
     foreign_update = None
     if plan.objective is None:
         foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run

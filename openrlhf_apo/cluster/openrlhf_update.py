@@ -54,6 +54,7 @@ class OpenRLHFUpdate:
     def _experience(self, sample: Sample) -> Experience:
         batch = MicroBatch.of([sample], self.pad_token_id)
         reward = torch.tensor([sample.reward])
+        places = batch.action_mask[0].nonzero()
         return Experience(
             sequences=batch.sequences,
             attention_mask=batch.attention_mask,
@@ -65,7 +66,7 @@ class OpenRLHFUpdate:
             mm_train_inputs=[None],
             rewards=reward,
             scores=reward,
-            response_length=torch.tensor([len(sample.response_ids)]),
+            response_length=places[-1] - places[0] + 1,
             truncated=torch.tensor([sample.truncated]),
             total_length=torch.tensor([float(sample.total_length)]),
             info={"reward": reward},

@@ -10,6 +10,7 @@ from openrlhf_apo.rewards.model import ModelReward, Rate
 from openrlhf_apo.rewards.reward import RewardFunction
 from openrlhf_apo.rewards.verifier import MathVerifyReward
 from openrlhf_apo.rewards.weighted import WeightedReward
+from openrlhf_apo.trainer.agents import AgentReward
 from openrlhf_apo.trainer.assemble import Inputs
 from openrlhf_apo.trainer.plan import RewardPart, RewardPlan, RunPlan
 from openrlhf_apo.trainer.scoring import Scorer
@@ -67,6 +68,10 @@ def _reward_part(part: RewardPart, isolate: bool, rate: Rate | None) -> RewardFu
     if part.model is not None:
         assert rate is not None
         return ModelReward(rate)
+    if part.agent is not None:
+        from openrlhf_apo.rewards.agent_file import load_agent  # imports aiohttp and OpenRLHF
+
+        return AgentReward(load_agent(part.agent), part.timeout)
     if part.function is not None:
         return FunctionReward(part.function)
     if part.urls is None:

@@ -12,6 +12,7 @@ import logging
 import random
 from pathlib import Path
 
+from openrlhf_apo.data.calculator import calculator
 from openrlhf_apo.data.pairs import pairs
 from openrlhf_apo.data.sorting import sorting
 from openrlhf_apo.data.tasks import Task
@@ -79,7 +80,7 @@ def arithmetic(seed: int) -> Task:
     return Task(warm, train, held_out, shifted=[], steps=1500, target=0.35)
 
 
-TASKS = {make.__name__: make for make in (arithmetic, pairs, sorting)}
+TASKS = {make.__name__: make for make in (arithmetic, calculator, pairs, sorting)}
 
 
 def build_tiny(out_dir, task: Task, seed: int = 0) -> WarmModel:

@@ -7,12 +7,15 @@ Each answer has random numbers of its own, drawn from (seed, prompt, place in th
 it is does not depend on which other answers share its batch, apart from the rounding of the logits.
 """
 
+from itertools import groupby
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from openrlhf_apo.embedded.cache import roomy_cache
 from openrlhf_apo.errors import RunError
-from openrlhf_apo.trainer.completions import Completion, Prefix, encode, samples_of, seed_of
+from openrlhf_apo.trainer.completions import Completion, Prefix, Request, encode, samples_of, seed_of
 from openrlhf_apo.trainer.handles import Pending, SamplingSettings
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
@@ -38,55 +41,90 @@ class EmbeddedEngine:
     def check_weights(self) -> None:
         pass
 
-    @torch.no_grad()
+    def rest(self) -> None:
+        """It holds nothing between two calls."""
+
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
     ) -> list[Sample]:
-        self.model.eval()
         ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
         seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
-        per_call = max(1, self.batch // settings.samples_per_prompt)
-        completions: list[list[Completion]] = []
-        for start in range(0, len(prompts), per_call):
-            part = slice(start, start + per_call)
-            completions += Answers(self.model, ids[part], seeds[part], settings, self.stop_ids).sample()
+        limits = [settings.max_new_tokens or settings.max_len - len(each) for each in ids]
+        how = Sampling(settings.temperature, settings.top_p)
+        completions = self._sample(ids, seeds, limits, settings.samples_per_prompt, how)
         return samples_of(self.tokenizer, prompts, ids, completions)
 
     def begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None) -> Pending:
         samples = self.generate(prompts, settings, prefix)
         return lambda: samples
 
+    def complete(self, requests: list[Request]) -> list[Completion]:
+        """Of like length together, so that little is padding."""
+
+        def how(i: int) -> Sampling:
+            return Sampling(requests[i].temperature, requests[i].top_p)
+
+        completions: dict[int, Completion] = {}
+        order = sorted(range(len(requests)), key=lambda i: (how(i), len(requests[i].ids)))
+        for sampling, alike in groupby(order, how):
+            places = list(alike)
+            ids, seeds, _, _, limits = map(list, zip(*(requests[i] for i in places), strict=True))
+            found = self._sample(ids, seeds, limits, 1, sampling)
+            completions |= {i: completion for i, (completion,) in zip(places, found, strict=True)}
+        return [completions[i] for i in range(len(requests))]
+
+    @torch.no_grad()
+    def _sample(
+        self, ids: list[list[int]], seeds: list[int], limits: list[int], count: int, how: "Sampling"
+    ) -> list[list[Completion]]:
+        """`count` completions of each prompt of at most so many tokens."""
+        self.model.eval()
+        per_call = max(1, self.batch // count)
+        completions: list[list[Completion]] = []
+        for start in range(0, len(ids), per_call):
+            part = slice(start, start + per_call)
+            completions += Answers(
+                self.model, ids[part], seeds[part], limits[part], count, how, self.stop_ids
+            ).sample()
+        return completions
+
+
+class Sampling(NamedTuple):
+    """The distribution that a token is drawn from, given the policy's."""
+
+    temperature: float
+    top_p: float
+
 
 class Answers:
-    """One call: `samples_per_prompt` answers for each of G prompts; row i belongs to prompt i //
-    samples_per_prompt."""
+    """One call: `count` answers for each of G prompts; row i belongs to prompt i // count. limits[G]: their tokens."""
 
     def __init__(
         self,
         model: nn.Module,
         prompts: list[list[int]],
         seeds: list[int],
-        settings: SamplingSettings,
+        limits: list[int],
+        count: int,
+        how: Sampling,
         stops: list[int],
     ):
-        self.model, self.prompts, self.settings = model, prompts, settings
-        count = settings.samples_per_prompt
+        self.model, self.count, self.how = model, count, how
         longest = max(map(len, prompts))
-        limits = [settings.max_new_tokens or settings.max_len - len(ids) for ids in prompts for _ in range(count)]
-        self.limits = torch.tensor(limits)
-        self.steps = int(self.limits.max())
+        self.limits = torch.tensor(limits).repeat_interleave(count)
+        self.steps, rows = max(limits), len(self.limits)
         self.uniforms = torch.stack([_uniforms(seed, k, self.steps) for seed in seeds for k in range(count)])
-        self.tokens = torch.zeros(len(limits), self.steps, dtype=torch.long)
-        self.log_probs = torch.zeros(len(limits), self.steps)
-        self.lengths = torch.zeros(len(limits), dtype=torch.long)
-        self.stopped = torch.zeros(len(limits), dtype=torch.bool)  # by a stop token, and not by the limit
+        self.tokens = torch.zeros(rows, self.steps, dtype=torch.long)
+        self.log_probs = torch.zeros(rows, self.steps)
+        self.lengths = torch.zeros(rows, dtype=torch.long)
+        self.stopped = torch.zeros(rows, dtype=torch.bool)  # by a stop token, and not by the limit
         self.stops = torch.tensor(stops)
         self.padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])  # [G, T], from the left
         self.mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
 
     def sample(self) -> list[list[Completion]]:
-        """`samples_per_prompt` completions of each prompt."""
-        device, count = self.model.device, self.settings.samples_per_prompt
+        """`count` completions of each prompt."""
+        device, count = self.model.device, self.count
         cache = roomy_cache(self.model, self.steps)
         mask = self.mask.to(device)
         logits = self.model(
@@ -103,7 +141,7 @@ class Answers:
         rows = torch.arange(len(self.limits))  # those still in the batch
         going = torch.ones(len(rows), dtype=torch.bool)
         for t in range(self.steps):
-            chosen, log_probs = choose(logits.float().cpu(), self.uniforms[rows, t], self.settings)
+            chosen, log_probs = choose(logits.float().cpu(), self.uniforms[rows, t], self.how)
             active = rows[going]
             self.tokens[active, t], self.log_probs[active, t] = chosen[going], log_probs[going]
             self.lengths[active] = t + 1
@@ -133,19 +171,19 @@ class Answers:
         return [rows[start : start + count] for start in range(0, len(rows), count)]
 
 
-def choose(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, uniforms: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
     """logits[rows, V], uniforms[rows] in [0, 1) -> (token[rows], its log-prob[rows] in what it was drawn from).
 
     The token is where the cumulative distribution passes the uniform number, found first among blocks of the
     vocabulary and then in one; at temperature 0 it is the likeliest.
     """
-    if settings.temperature == 0:
+    if how.temperature == 0:
         token = logits.argmax(-1, keepdim=True)
         return token[:, 0], logits.log_softmax(-1).gather(-1, token)[:, 0]
-    if settings.temperature != 1:
-        logits = logits / settings.temperature
-    if settings.top_p < 1:
-        logits = _nucleus(logits.log_softmax(-1), settings.top_p)
+    if how.temperature != 1:
+        logits = logits / how.temperature
+    if how.top_p < 1:
+        logits = _nucleus(logits.log_softmax(-1), how.top_p)
     largest = logits.amax(-1, keepdim=True)
     if not largest.isfinite().all():
         raise RunError("the policy's logits are not finite: its weights hold NaN or Inf; go back to a checkpoint")

@@ -11,6 +11,7 @@ from openrlhf_apo.data.inputs import make_tokenizer, read_inputs
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.launch import load_model
 from openrlhf_apo.embedded.reward_model import load_reward_model
+from openrlhf_apo.trainer.agents import AgentEngine
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.plan import RunPlan
@@ -31,16 +32,18 @@ def evaluate(
     inputs = read_inputs(plan, args, tokenizer, rate)
     assert inputs.prompts is not None
     rows = inputs.prompts.rows
-    engine = EmbeddedEngine(load_model(args), tokenizer)
+    sampler = EmbeddedEngine(load_model(args), tokenizer)
+    engine = AgentEngine.of(sampler, tokenizer, inputs.scorer.reward)
 
     def groups(settings: SamplingSettings, title: str) -> list[list[Sample]]:
-        batches = -(-len(rows) // max(1, engine.batch // settings.samples_per_prompt))
+        batches = -(-len(rows) // max(1, sampler.batch // settings.samples_per_prompt))
         longest = settings.max_new_tokens or settings.max_len
-        with tqdm(total=batches * longest, desc=title, unit="token", file=console) as bar:
-            hook = engine.model.register_forward_hook(_advances(bar))
+        total = batches * longest if engine is sampler else None  # who knows how many turns there will be?
+        with tqdm(total=total, desc=title, unit="token", file=console) as bar:
+            hook = sampler.model.register_forward_hook(_advances(bar))
             answers = engine.generate(Evaluation(rows, settings, None, False).prompts, settings)
             hook.remove()
-            bar.update(bar.total - bar.n)  # the answers may have ended before
+            bar.update((bar.total or bar.n) - bar.n)  # the answers may have ended before
         return whole_groups(inputs.scorer.score(answers), settings.samples_per_prompt)
 
     greedy = groups(replace(plan.sampling, samples_per_prompt=1, temperature=0.0), "greedy")

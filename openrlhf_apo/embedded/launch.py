@@ -15,6 +15,7 @@ from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.embedded.policy import EmbeddedPolicy
 from openrlhf_apo.embedded.reward_model import load_reward_model
+from openrlhf_apo.trainer.agents import AgentEngine
 from openrlhf_apo.trainer.assemble import assemble
 from openrlhf_apo.trainer.model_folder import is_adapter, refuse_other_kind
 from openrlhf_apo.trainer.plan import RunPlan
@@ -78,7 +79,9 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         merge_lora=args.ckpt.merge_lora,
         resume=resume,
     )
-    engine = None if plan.saved_rollouts else EmbeddedEngine(model, tokenizer)
+    engine = None
+    if not plan.saved_rollouts:
+        engine = AgentEngine.of(EmbeddedEngine(model, tokenizer), tokenizer, inputs.scorer.reward)
     trainer = assemble(
         plan,
         inputs,

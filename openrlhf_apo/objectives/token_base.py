@@ -38,8 +38,8 @@ class TokenStep:
     """
 
     rewards: Tensor  # [G, P]
-    lengths: Tensor  # [G, P], response tokens
-    response_ids: list[list[int]]  # of each of the N samples
+    lengths: Tensor  # [G, P], response tokens that the policy chose: all, or those of its turns
+    response_ids: list[list[int]]  # these tokens, of each of the N samples
     log_ratios: Callable[[], list[Tensor]]  # log pi_theta - log pi_old per token; costs a forward
     max_length: int | None = None  # --rollout.max_new_tokens
     entropies: Tensor | None = None  # [G, P], mean token entropy under pi_old, nats

@@ -26,11 +26,15 @@ def check_inputs(args: argparse.Namespace) -> None:
         return
     if not getattr(args, "data.prompt_dataset"):
         raise OptionError("--data.prompt_dataset is missing: a file, folder or hub name")
-    words = getattr(args, "reward.name")
+    words, agent = getattr(args, "reward.name"), getattr(args, "train.agent_func_path")
+    if agent is not None:
+        if not (agent.endswith(".py") and os.path.isfile(agent)):
+            raise OptionError(f"--train.agent_func_path {agent}: no such Python file (.py)")
+        return
     if words and url:
         raise OptionError("--reward and --reward.remote_url are both set: choose one")
     if not words and not url and not getattr(args, "reward.model_name_or_path"):
-        raise OptionError(f"no reward: {CHOICES}, or --reward.model_name_or_path")
+        raise OptionError(f"no reward: {CHOICES}, or --reward.model_name_or_path, or --train.agent_func_path")
     check_words("--reward", words or [])
     check_words("--reward.remote_url", [url] if url else [])
 

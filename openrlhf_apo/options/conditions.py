@@ -96,9 +96,20 @@ CONDITIONS = [
         "data.input_template data.apply_chat_template data.max_samples data.max_len train.num_episodes reward.name "
         "reward.remote_url reward.weights reward.timeout reward.max_failures reward.isolate apo.check_weights "
         "reward.model_name_or_path reward.normalize_enable reward.num_* reward.offload ds.value_head_prefix "
-        "apo.sync rollout.max_engine_restarts rollout.vllm_generate_batch_size apo.max_mismatch",
+        "apo.sync rollout.max_engine_restarts rollout.vllm_generate_batch_size apo.max_mismatch train.agent_func_path",
         "with --apo.load_rollouts, which neither samples nor scores",
         lambda v: bool(v["apo.load_rollouts"]),
+    ),
+    Condition(
+        "reward.name reward.remote_url reward.weights reward.isolate reward.model_name_or_path reward.num_* "
+        "reward.normalize_enable reward.offload ds.value_head_prefix",
+        "with --train.agent_func_path, whose agent gives the rewards",
+        lambda v: bool(v["train.agent_func_path"]),
+    ),
+    Condition(
+        "guidance.*",
+        "with --train.agent_func_path, as it gives an answer its beginning, and an agent makes the whole conversation",
+        lambda v: bool(v["train.agent_func_path"]),
     ),
     Condition(
         "rollout.max_new_tokens",
@@ -131,6 +142,11 @@ CONDITIONS = [
         "reward.normalize_enable reward.num_* reward.offload ds.value_head_prefix",
         "without --reward.model_name_or_path",
         lambda v: not v["reward.model_name_or_path"],
+    ),
+    Condition(
+        "train.async_enable",
+        "with --train.agent_func_path, whose turns are taken by the process that trains",
+        lambda v: bool(v["train.agent_func_path"]),
     ),
     Condition(
         "apo.old_log_probs",

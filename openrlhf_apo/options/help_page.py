@@ -13,6 +13,7 @@ PAGE = {
         "data.max_len": "tokens of prompt and answer together",
         "data.max_samples": "only the first rows (default all)",
         "reward": "math_verify, FILE.py or URL; several are added up",
+        "train.agent_func_path": "FILE.py with an AgentExecutor: conversations, and their rewards",
     },
     "How": {
         "loss": "the objective, docs/algorithms.md; openrlhf is OpenRLHF's own step (default apo)",

@@ -59,8 +59,10 @@ def manifest(args: SimpleNamespace) -> dict:
     found["actor.model_name_or_path"] = _model(args.actor.model_name_or_path)
     if args.loss_path:
         found["loss_path"] = _file(Path(args.loss_path))
-    del found["reward.name"], found["reward.remote_url"]
-    if not args.apo.load_rollouts:
+    del found["reward.name"], found["reward.remote_url"], found["train.agent_func_path"]
+    if args.train.agent_func_path:
+        found["reward"] = _file(Path(args.train.agent_func_path))
+    elif not args.apo.load_rollouts:
         if args.reward.model_name_or_path:
             found["reward.model_name_or_path"] = _model(args.reward.model_name_or_path)
         found["reward"] = " ".join(map(_reward, reward_words(args)))

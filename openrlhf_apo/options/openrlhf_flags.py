@@ -257,7 +257,10 @@ FLAGS: dict[str, Flag] = {
         ),
         **COUNT,
     ),
-    "train.agent_func_path": nowhere("the engine samples whole answers, and knows no turns"),
+    "train.agent_func_path": differs(
+        "all conversations take their turns together, so that samples do not depend on timing; the agent runs beside "
+        "the trainer, a turn has a seed of its own, an environment --reward.timeout for one, 180 s by default"
+    ),
     "train.async_enable": ours(
         Use(
             "differs",

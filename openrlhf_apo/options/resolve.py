@@ -100,7 +100,9 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     refuse_flags_without_effect(args, given)
     check_values(args, given)
     check_before_openrlhf(args)
-    if not getattr(args, "reward.remote_url"):
+    if getattr(args, "train.agent_func_path"):
+        setattr(args, "reward.remote_url", "agent")  # as OpenRLHF does
+    elif not getattr(args, "reward.remote_url"):
         setattr(args, "reward.remote_url", OURS)  # or OpenRLHF would score with its reward model, and with that alone
     by_tokens = getattr(args, "train.dynamic_batch_enable")
     if args.loss != OPENRLHF:

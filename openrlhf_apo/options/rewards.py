@@ -49,6 +49,8 @@ def reward_words(args: SimpleNamespace) -> list[str]:
 
 def reward_parts(args: SimpleNamespace) -> tuple[RewardPart, ...]:
     """The rewards that are added up, in their order, a reward model last. A file is called by its name without .py."""
+    if agent := args.train.agent_func_path:
+        return (RewardPart("agent", None, args.reward.timeout or SECONDS["file"], agent=agent),)
     words, model = reward_words(args), args.reward.model_name_or_path
     weights = _weights(args, len(words) + bool(model))
     kinds: list[Kind] = [kind for word in words if (kind := kind_of(word))]

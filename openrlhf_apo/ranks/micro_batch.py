@@ -21,8 +21,8 @@ class MicroBatch:
 
     sequences: Tensor  # [B, T] prompt + response token ids
     attention_mask: Tensor  # [B, T]
-    action_mask: Tensor  # [B, T-1], 1 where the next token is a response token
-    rollout_log_probs: Tensor  # [B, T-1] float32, 0 outside the response
+    action_mask: Tensor  # [B, T-1], 1 where the policy chose the next token: the response, less feedback in it
+    rollout_log_probs: Tensor  # [B, T-1] float32, 0 where action_mask is 0
     fresh: Tensor  # [B, 1], 0 for a sample of an earlier policy
 
     @classmethod
@@ -35,7 +35,7 @@ class MicroBatch:
             sequences=padded([s.prompt_ids + s.response_ids for s in samples], torch.long, pad_token_id),
             attention_mask=padded([[1] * s.total_length for s in samples], torch.long),
             action_mask=padded(
-                [[0] * (p - 1) + [1] * len(s.response_ids) for p, s in zip(prompts, samples, strict=True)],
+                [[0] * (p - 1) + (s.own or [1] * s.length) for p, s in zip(prompts, samples, strict=True)],
                 torch.long,
             ),
             rollout_log_probs=padded(

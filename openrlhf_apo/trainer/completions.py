@@ -16,6 +16,16 @@ class Completion(NamedTuple):
     truncated: bool  # by the length limit
 
 
+class Request(NamedTuple):
+    """What one completion is asked for by. max_tokens: it ends there at the latest, truncated."""
+
+    ids: list[int]  # to go on from
+    seed: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
 def encode(tokenizer: Any, prompt: Prompt, settings: SamplingSettings, prefix: Prefix | None) -> list[int]:
     """The tokens to go on from. prefix: see EngineHandle.generate. RunError for a prompt that leaves no room."""
     ids: list[int] = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]

@@ -36,7 +36,7 @@ class Evaluation:
             metrics |= _rates(f"eval/{source}/", [group for group in groups if group[0].datasource == source])
         if any(sample.score_or_reward not in (0, 1) for sample in samples):
             metrics = {as_score(key): value for key, value in metrics.items()}
-        metrics["eval/response_length"] = statistics.fmean(len(s.response_ids) for s in samples)
+        metrics["eval/response_length"] = statistics.fmean(s.length for s in samples)
         metrics["eval/truncated_fraction"] = statistics.fmean(s.truncated for s in samples)
         return metrics
 

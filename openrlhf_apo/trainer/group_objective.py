@@ -132,7 +132,7 @@ class GroupObjective:
     def _confidence(self, source: str, step: Step, log_q: Tensor, log_p: Tensor, varied: Tensor) -> float:
         """c_t of Eq. 19, or one of its two replacements (AlphaController.confidence)."""
         if source == "token":  # -mean log pi of the sampled tokens estimates the token entropy
-            log_probs = [log_prob for sample in step.samples for log_prob in sample.rollout_log_probs]
+            log_probs = [log_prob for sample in step.samples for log_prob in sample.own_log_probs]
             return 1.0 + sum(log_probs) / len(log_probs) / math.log(self.vocab_size)
         confidence = 1.0 - normalized_entropy(log_p)  # [G]
         if source == "candidate":

@@ -6,11 +6,14 @@ implement them with Ray actors; another implementation needs no other trainer. N
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from openrlhf_apo.objectives import Terms
 from openrlhf_apo.trainer.samples import Prompt, Sample
 from openrlhf_apo.trainer.step import Report
+
+if TYPE_CHECKING:  # which reads the settings below
+    from openrlhf_apo.trainer.completions import Completion, Request
 
 EMA_FOLDER = "ema"  # in --ckpt.output_dir: the moving average of the policy, as a model
 
@@ -81,11 +84,15 @@ class SamplingSettings:
 
 
 class EngineHandle(Protocol):
-    """What samples completions. restarts: how many engines died and were replaced so far. own_weights: whether they
-    are another copy than the policy's, which stays as it is until the next sync."""
+    """What samples completions. own_weights: whether they are another copy than the policy's, which stays as it is
+    until the next sync."""
 
-    restarts: int
-    own_weights: bool
+    @property
+    def own_weights(self) -> bool: ...
+
+    @property
+    def restarts(self) -> int:
+        """How many engines died and were replaced so far."""
 
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
@@ -100,6 +107,12 @@ class EngineHandle(Protocol):
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Callable[[list[int]], list[int]] | None = None
     ) -> Pending:
         """The same, without waiting where there is something to wait for. No sync before the samples are there."""
+
+    def complete(self, requests: "list[Request]") -> "list[Completion]":
+        """One completion of each. Equal requests get equal ones, whatever is asked for beside them, up to rounding."""
+
+    def rest(self) -> None:
+        """After the last `complete` before the policy is trained."""
 
     def sync_weights(self) -> None:
         """Give the engine the policy's current weights."""

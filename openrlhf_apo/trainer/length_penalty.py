@@ -22,7 +22,7 @@ class LengthPenalty:
     def __call__(self, sample: Sample) -> float:
         reward = sample.reward
         if self.overlong_buffer is not None:
-            exceeded = len(sample.response_ids) - (self.max_new_tokens - self.overlong_buffer)
+            exceeded = sample.length - (self.max_new_tokens - self.overlong_buffer)
             reward -= min(max(exceeded / self.overlong_buffer, 0.0), 1.0) * self.overlong_factor
         if self.stop_properly is not None and sample.truncated:
             reward = self.stop_properly if self.stop_properly < 0 else reward * self.stop_properly

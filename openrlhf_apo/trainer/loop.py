@@ -148,7 +148,7 @@ class Trainer:
                 logger.warning("the evaluation after rollout %d is left out", rollout)
         times = clock.lap()
         if groups:
-            tokens = sum(len(sample.response_ids) for sample in samples)
+            tokens = sum(sample.length for sample in samples)
             times["tokens_per_s"] = tokens / times["time/step"]
         return row | times
 
@@ -193,10 +193,12 @@ def _sample_metrics(samples: list[Sample]) -> dict[str, float]:
     metrics = {
         "reward_mean": statistics.fmean(rewards),
         "reward_std": statistics.pstdev(rewards),
-        "response_length": statistics.fmean(len(sample.response_ids) for sample in samples),
+        "response_length": statistics.fmean(sample.length for sample in samples),
         "truncated_fraction": statistics.fmean(sample.truncated for sample in samples),
-        "token_entropy": -statistics.fmean(log_prob for sample in samples for log_prob in sample.rollout_log_probs),
+        "token_entropy": -statistics.fmean(log_prob for sample in samples for log_prob in sample.own_log_probs),
     }
+    if any(sample.own for sample in samples):
+        metrics["feedback_length"] = statistics.fmean(len(sample.response_ids) - sample.length for sample in samples)
     scores = [sample.score for sample in samples if sample.score is not None]
     if scores:
         metrics["score_mean"] = statistics.fmean(scores)

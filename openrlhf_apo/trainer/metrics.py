@@ -10,6 +10,7 @@ Keys that scripts and the report rely on; a signal that a mode does not have is 
   (root, clamped_hi, clamped_lo or skipped; with an α per group, how many groups had which)
 - group policies: `divergence`, `entropy_p` and `entropy_q` (over log P), `max_weight`, `log_ratio_std` [nats]
 - samples: `rollout_mismatch` (of the groups that are not stale), `response_length` [tokens], `truncated_fraction`,
+  of conversations `feedback_length` (what the environment said, beside response_length) [tokens],
   `token_entropy` (−mean log π of the sampled tokens, an estimate of the entropy per token) [nats]; `generations` and
   `filtered_groups` of dynamic sampling; `stale_groups`, sampled by an earlier policy, and `surplus_groups`, left for
   the next rollouts; `guidance_tokens` of guidance; with asynchronous training `staleness`, optimizer steps between the

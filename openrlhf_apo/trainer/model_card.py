@@ -83,6 +83,8 @@ def _part(part: RewardPart) -> str:
         return f"the Python function `{part.function.__qualname__}`"
     if part.model is not None:
         return f"the reward model `{part.model}`"
+    if part.agent is not None:
+        return f"the agent `{part.agent}`"
     return f"`{' '.join(part.urls or ['math_verify'])}`"
 
 

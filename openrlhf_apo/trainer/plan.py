@@ -47,7 +47,7 @@ class DataPlan:
 class RewardPart:
     """One of the rewards that are added up. urls: None for math_verify, else a .py file or HTTP servers. timeout:
     seconds of a call. In place of these, function: a Python function of prompt, response and label; or model: the
-    folder or name of a reward model."""
+    folder or name of a reward model; or agent: a .py file whose conversations earn their own, the only reward then."""
 
     name: str
     urls: list[str] | None
@@ -55,6 +55,7 @@ class RewardPart:
     weight: float = 1.0
     function: Callable[[str, str, Any], float] | None = None
     model: str | None = None
+    agent: str | None = None
 
     @property
     def is_file(self) -> bool:
@@ -62,7 +63,7 @@ class RewardPart:
 
     @property
     def is_math_verify(self) -> bool:
-        return self.urls is None and self.function is None and self.model is None
+        return self.urls is None and self.function is None and self.model is None and self.agent is None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class RolloutFiles:
         for sample in samples:
             if len(sample.rollout_log_probs) != len(sample.response_ids) or not isinstance(sample.reward, int | float):
                 raise ValueError(f"{path}: a sample of group {sample.group_id} has no reward or no log-probs")
+            if sample.own is not None and len(sample.own) != len(sample.response_ids):
+                raise ValueError(f"{path}: `own` of a sample of group {sample.group_id} is not one per response token")
         return samples
 
     def _path(self, rollout: int) -> Path:

@@ -1,6 +1,7 @@
 """What a rollout is made of: prompts, samples, and the whole groups that every group objective needs."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 
 from openrlhf_apo.errors import GroupError
 
@@ -19,7 +20,11 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """One completion of one prompt. Log-probs are natural logarithms."""
+    """One completion of one prompt, or one conversation that began with it. Log-probs are natural logarithms.
+
+    A conversation's response are the policy's turns and the feedback between them. `own` tells which of its tokens are
+    the policy's: only these are trained, and only these count as its length.
+    """
 
     group_id: int
     prompt: str
@@ -28,21 +33,41 @@ class Sample:
     prompt_ids: list[int]
     response_ids: list[int]
     response: str
-    rollout_log_probs: list[float]  # of each response token, as the engine sampled it
+    rollout_log_probs: list[float]  # of each response token, as the engine sampled it; 0 for feedback
     truncated: bool  # stopped by the length limit
     # None only until the Scorer has set it; the samples it returns have one, and nothing else looks at theirs.
     reward: float = None  # type: ignore[assignment]
     score: float | None = None  # what dynamic filtering and evaluations look at, where it is not the reward
     extra: dict[str, float] = field(default_factory=dict)  # `extra_logs` of the reward function, for the metrics
     stale: bool = False  # sampled by the policy of an earlier rollout than the one that trains on it
+    own: list[bool] | None = None  # whether the policy chose each response token; None: all of them
 
     @property
     def score_or_reward(self) -> float:
         return self.reward if self.score is None else self.score
 
     @property
+    def own_ids(self) -> list[int]:
+        """The response tokens that the policy chose."""
+        return self._own(self.response_ids)
+
+    @property
+    def own_log_probs(self) -> list[float]:
+        """Theirs, as the engine sampled them."""
+        return self._own(self.rollout_log_probs)
+
+    @property
+    def length(self) -> int:
+        """How many they are."""
+        return len(self.response_ids) if self.own is None else sum(self.own)
+
+    @property
     def total_length(self) -> int:
+        """Tokens that go through the model."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+    def _own(self, values: list) -> list:
+        return values if self.own is None else list(compress(values, self.own))
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -63,7 +88,7 @@ def whole_groups(samples: list[Sample], group_size: int) -> list[list[Sample]]:
         if any(sample.prompt != group[0].prompt for sample in group):
             other = next(sample.prompt for sample in group if sample.prompt != group[0].prompt)
             raise GroupError(f"group {group_id} mixes prompts {head!r} and {other[:80]!r}")
-        if not all(sample.response_ids for sample in group):
+        if not all(sample.length for sample in group):
             raise GroupError(f"group {group_id} has an empty response (prompt {head!r})")
     return list(groups.values())
 

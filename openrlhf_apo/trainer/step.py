@@ -18,7 +18,7 @@ class Step:
     rollout: int  # from 0
     groups: list[list[Sample]]
     rewards: Tensor  # [G, P] float64, shaped by length penalties
-    lengths: Tensor  # [G, P] float64, response tokens
+    lengths: Tensor  # [G, P] float64, response tokens that the policy chose
 
     @property
     def samples(self) -> list[Sample]:
@@ -36,7 +36,7 @@ class Report:
     loss: float
     token_sums: dict[
         str, float
-    ]  # over response tokens: mismatch, of the fresh ones; what was measured: kl, entropy, ...
+    ]  # over the policy's response tokens: mismatch, of the fresh ones; what was measured: kl, entropy, ...
     num_tokens: float
     filtered_sums: list[float] = field(default_factory=list)  # [N], tokens outside of a correction's gate
 

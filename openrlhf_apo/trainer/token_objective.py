@@ -46,7 +46,7 @@ class TokenObjective:
             TokenStep(
                 rewards=step.rewards,
                 lengths=step.lengths,
-                response_ids=[sample.response_ids for sample in step.samples],
+                response_ids=[sample.own_ids for sample in step.samples],
                 log_ratios=lambda: self._log_ratios(step.index),
                 max_length=self.plan.max_length if "max_length" in self.plan.uses else None,
                 entropies=entropies,

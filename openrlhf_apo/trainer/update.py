@@ -126,7 +126,7 @@ class Update:
 
     def _step(self, groups: list[list[Sample]], index: int, update: int, rollout: int) -> Step:
         rewards = [[self.length_penalty(sample) for sample in group] for group in groups]
-        lengths = [[len(sample.response_ids) for sample in group] for group in groups]
+        lengths = [[sample.length for sample in group] for group in groups]
         return Step(
             index=index,
             update=update,
