@@ -149,7 +149,7 @@ def test_a_typo_in_the_last_arm_is_refused_before_the_first_starts(spec, trainer
         ({"arms": {"a": {"train.seed": 1}}}, "arm a: train.seed is set by compare itself"),
         ({"arms": {"a": {"ckpt": {"path": "x"}}}}, "arm a: ckpt.path is set by compare itself"),
         ({"threshold": "high"}, "threshold 'high'"),
-        ({"baseline": "grpo"}, "baseline 'grpo': no such arm"),
+        ({"baseline": "ppo"}, "baseline 'ppo': no such arm"),
         ({"jobs": 0}, "jobs 0"),
         ({"prepare": "touch x"}, "prepare must be a list"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml"),

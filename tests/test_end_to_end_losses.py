@@ -55,7 +55,7 @@ def test_dapo_samples_groups_of_equal_rewards_anew(flags, tmp_path):
     reward = tmp_path / "first.py"
     reward.write_text(DIGITS_REWARD.replace("sum(c.isdigit() for c in query[len(prompt):]) / 16", FIRST_IS_A_DIGIT))
     rows = embedded(flags, tmp_path / "out", "--loss", "dapo", "--reward.remote_url", str(reward))
-    assert all(row["zero_variance_fraction"] == 0 and row["generations"] >= 1 for row in rows)
+    assert all(row["zero_variance_fraction"] == 0 and row["generations"] + row["stale_groups"] >= 1 for row in rows)
     assert sum(row["filtered_groups"] for row in rows) > 0
 
 

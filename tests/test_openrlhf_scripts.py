@@ -70,7 +70,8 @@ SCRIPTS = {
         --actor.gradient_checkpointing_enable --ds.ring_attn_size 2 --ds.ring_attn_head_stride 2
         --ds.param_dtype bf16 --algo.advantage.estimator reinforce_baseline --actor.adam.lr 5e-7
         --actor.entropy_coef 0.0 --algo.kl.init_coef 1e-5 --algo.kl.use_loss --algo.kl.estimator k2
-        --algo.advantage.is_correction_level seq --logger.logging_steps 1 --eval.steps -1""",
+        --algo.advantage.is_correction_level seq --logger.tensorboard_dir LOGS --logger.logging_steps 1
+        --eval.steps -1""",
 }
 
 # What a translation leaves out: {flag, or the beginning of flags with *: with which losses}.
@@ -90,6 +91,9 @@ INSTEAD = {
     ("apo", "actor.eps_clip_low_high"): [],  # no clip
     ("apo", "algo.advantage.is_correction_level"): ["seq"],  # of whole answers
     ("train_ppo_ray_hybrid_engine.sh", "rollout.n_samples_per_prompt"): ["8"],  # a group
+    ("train_ppo_ray_hybrid_engine.sh", "ckpt.save_hf"): [],  # no checkpoint is written
+    ("train_reinforce_baseline_hybrid_engine.sh", "train.micro_batch_size"): [],  # beside a number of tokens
+    ("train_reinforce_baseline_hybrid_engine.sh", "eval.steps"): [],  # of no data set
     ("train_ppo_with_reward_fn.sh", "reward.normalize_enable"): [],  # beside a function it has no effect
     ("train_ppo_ray_hybrid_engine.sh", "rollout.batch_size"): ["128"],  # prompts, of 8 answers now
 }
@@ -132,7 +136,13 @@ def gpus(monkeypatch, tiny_model, sums, tmp_path):
     reward, agent = tmp_path / "reward.py", tmp_path / "agent.py"
     reward.write_text("def reward_func(queries, prompts, labels, **kwargs):\n    return {'rewards': [0.0]}\n")
     agent.write_text("class AgentExecutor: ...\n")
-    names = {"REWARD": str(reward), "DATA": sums, "AGENT": str(agent), "REWARD_MODEL": tiny_model}
+    names = {
+        "REWARD": str(reward),
+        "DATA": sums,
+        "AGENT": str(agent),
+        "REWARD_MODEL": tiny_model,
+        "LOGS": str(tmp_path),
+    }
     base = ["--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", sums, "--apo.device", "cuda"]
     yield lambda argv: resolve([*base, *(names.get(word, word) for word in argv)])
     cpu.decide("auto")

@@ -58,7 +58,7 @@ MISTAKES = [
     ("--model x", "--actor.model_name_or_path"),
     ("--dataset x", "--data.prompt_dataset"),
     ("--max_tokens 8", "--rollout.max_new_tokens"),
-    ("--alpha 0.5", "did you mean --alpha_ppo.alpha or --apo.alpha?"),
+    ("--alpha 0.5", "did you mean --alpha_ppo.alpha or --apo.alpha or --ds.lora.alpha?"),
     ("--apo.tau 1", "did you mean --apo.tau_anc?"),
     ("--rollout.n_sample_per_prompt 4", "did you mean --rollout.n_samples_per_prompt?"),
     ("—loss apo", "did you mean --loss?"),

@@ -34,31 +34,35 @@ class ProjectTracker:
 
 def make_trackers(plan: RunPlan, args: SimpleNamespace) -> list:
     """Those that --logger.* ask for. args: OpenRLHF's settings. Raises OptionError where SwanLab has no login."""
-    flags, trackers = args.logger, []
-    if flags.wandb.key or flags.tensorboard_dir:
+    trackers: list = []
+    if args.logger.wandb.key or args.logger.tensorboard_dir:
         from openrlhf.utils.logging_utils import TensorboardLogger, WandbLogger  # imports OpenRLHF
 
-        trackers += [WandbLogger(_without_key(args))] if flags.wandb.key else []
-        trackers += [TensorboardLogger(args)] if flags.tensorboard_dir else []
+        trackers += [WandbLogger(_without_key(args))] if args.logger.wandb.key else []
+        trackers += [TensorboardLogger(args)] if args.logger.tensorboard_dir else []
     settings = json.loads(hide_in_addresses(json.dumps(plan.record.get("settings", {}), default=str)))
-    if flags.swanlab_project:
+    if args.logger.swanlab_project:
         import swanlab
 
         # Nobody would see what it asks, as stdout is run.log; and what it keeps of a process is its command line.
         quiet = swanlab.Settings(interactive=False, probe={"runtime": False})
         try:
             trackers.append(
-                ProjectTracker(swanlab, flags.swanlab_project, flags.wandb.run_name, settings, settings=quiet)
+                ProjectTracker(
+                    swanlab, args.logger.swanlab_project, args.logger.wandb.run_name, settings, settings=quiet
+                )
             )
         except RuntimeError as error:
             raise OptionError(
                 f"--logger.swanlab_project: {str(error).splitlines()[0]} Set SWANLAB_API_KEY, or SWANLAB_MODE=offline"
             ) from None
-    if flags.trackio_project:
+    if args.logger.trackio_project:
         import trackio
 
         trackers.append(
-            ProjectTracker(trackio, flags.trackio_project, flags.wandb.run_name, settings, auto_log_cpu=False)
+            ProjectTracker(
+                trackio, args.logger.trackio_project, args.logger.wandb.run_name, settings, auto_log_cpu=False
+            )
         )
     return trackers
 
