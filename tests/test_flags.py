@@ -96,7 +96,7 @@ BESIDE = {
     "logger.wandb.org": "--logger.wandb.key k",
     "logger.wandb.project": "--logger.wandb.key k",
     "logger.wandb.run_name": "--logger.tensorboard_dir t",
-    "ref.offload": "--ds.zero_stage 3",
+    "ref.offload": "--ds.zero_stage 3 --algo.kl.init_coef 0.1",
     "reward.normalize_enable": "--reward.model_name_or_path r",
     "reward.num_gpus_per_node": "--reward.model_name_or_path r",
     "reward.num_nodes": "--reward.model_name_or_path r",

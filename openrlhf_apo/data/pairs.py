@@ -22,7 +22,7 @@ def pairs(seed: int) -> Task:
     shifted = different(lambda: _row(rng, LARGER, "pairs_shifted"), 512, taken)
     train = different(lambda: _row(rng, NUMBERS, "pairs"), 10_000, taken)
     larger = different(lambda: _row(rng, LARGER, "pairs"), 10_000, taken)
-    return Task(train + larger, train[:4096], held_out, shifted, steps=300, target=1.0)
+    return Task(train + larger, train[:4096], held_out, shifted, steps=900, target=1.0)
 
 
 def _row(rng: random.Random, numbers: range, datasource: str) -> dict:

@@ -73,7 +73,8 @@ class AgentEngine:
         return [each.sample for each in conversations]
 
     def begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None) -> Pending:
-        raise NotImplementedError  # asynchronous training is refused beside an agent
+        samples = self.generate(prompts, settings, prefix)  # turns need the driver, so nothing runs beside training
+        return lambda: samples
 
     @classmethod
     def of(cls, engine: EngineHandle, tokenizer: Any, reward: RewardFunction) -> EngineHandle:
