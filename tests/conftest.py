@@ -34,6 +34,17 @@ def undecided_device(monkeypatch):
     monkeypatch.delenv(cpu.DEVICE)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Two test processes share the cores, and on tiny tensors more threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def own_registries():
     """What a test registers, or loads from a file, is gone after it."""

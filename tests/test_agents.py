@@ -35,7 +35,7 @@ from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import Prompt
 from openrlhf_apo.trainer.scoring import Scorer
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 EOS = 1
 SAMPLING = SamplingSettings(samples_per_prompt=2, temperature=1.0, top_p=1.0, max_new_tokens=8, max_len=40, seed=3)
@@ -74,15 +74,6 @@ class AgentExecutor(MultiTurnAgentExecutor):
     def __init__(self):
         super().__init__(AgentInstance)
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two test processes share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

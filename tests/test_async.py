@@ -29,7 +29,7 @@ from openrlhf_apo.trainer.stop import Stopped
 from openrlhf_apo.trainer.token_objective import TokenObjective, TokenPlan
 from openrlhf_apo.trainer.update import Update
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 VOCABULARY, ROLLOUTS, STEPS = 128, 2, 2
 FAST = replace(OPTIMIZER, lr=5e-3)
@@ -72,15 +72,6 @@ CASES = {
 }
 # By the engine's log-probs, too: one of each way to use them. gtpo and the correction need weights.
 BY_ENGINE = ("grpo", "gspo", "bapo", "adpo_softmax", "grpo, KL in the reward", "adpo_softmax, unbiased KL")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

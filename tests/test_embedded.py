@@ -23,18 +23,9 @@ from openrlhf_apo.trainer.rollout_files import RolloutFiles
 from openrlhf_apo.trainer.samples import Prompt, whole_groups
 from openrlhf_apo.trainer.stop import StopSignals
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 SAMPLING = SamplingSettings(samples_per_prompt=4, temperature=1.0, top_p=1.0, max_new_tokens=12, max_len=48, seed=3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two test processes share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,9 @@ from openrlhf_apo.trainer.model_card import OURS, _card
 from openrlhf_apo.trainer.stop import Stopped, StopSignals
 from openrlhf_apo.trainer.summary import gains
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 SHORT = ["--data.max_samples", "8"]  # one rollout
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(flags: list[str], out: Path, *more: str) -> dict:

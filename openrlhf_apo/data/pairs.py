@@ -8,24 +8,16 @@ allowed pairs drawn at random.
 import random
 from itertools import combinations
 
-from openrlhf_apo.data.tasks import Task, different
+from openrlhf_apo.data.tasks import Task, of_two_ranges
 
 COUNT = 6
-NUMBERS, LARGER = range(10, 60), range(50, 100)
 
 
 def pairs(seed: int) -> Task:
-    """Trained on numbers from 10 to 59, shifted to those from 50 to 99; the warm-up has rows of both."""
-    rng = random.Random(seed)
-    taken: set[str] = set()
-    held_out = different(lambda: _row(rng, NUMBERS, "pairs"), 1024, taken)
-    shifted = different(lambda: _row(rng, LARGER, "pairs_shifted"), 512, taken)
-    train = different(lambda: _row(rng, NUMBERS, "pairs"), 10_000, taken)
-    larger = different(lambda: _row(rng, LARGER, "pairs"), 10_000, taken)
-    return Task(train + larger, train[:4096], held_out, shifted, steps=900, target=1.0)
+    return of_two_ranges(_row, "pairs", seed, steps=900)
 
 
-def _row(rng: random.Random, numbers: range, datasource: str) -> dict:
+def _row(rng: random.Random, numbers: range) -> dict:
     """Of the 15 pairs, 6 to 12 are allowed."""
     drawn = rng.sample(numbers, COUNT)
     sums = sorted(map(sum, combinations(drawn, 2)))
@@ -35,5 +27,4 @@ def _row(rng: random.Random, numbers: range, datasource: str) -> dict:
         "prompt": f"Two of {' '.join(map(str, drawn))}, at most {limit}",
         "completion": "+".join(map(str, rng.sample(rng.choice(allowed), 2))),
         "label": {"numbers": drawn, "limit": limit},
-        "datasource": datasource,
     }

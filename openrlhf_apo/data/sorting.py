@@ -6,29 +6,20 @@ beginning on (rewards/sorting.py).
 
 import random
 
-from openrlhf_apo.data.tasks import Task, different
+from openrlhf_apo.data.tasks import Task, of_two_ranges
 
 COUNT = 6
-NUMBERS, LARGER = range(10, 60), range(50, 100)
 
 
 def sorting(seed: int) -> Task:
-    """Trained on numbers from 10 to 59, shifted to those from 50 to 99; the warm-up has rows of both."""
-    rng = random.Random(seed)
-    taken: set[str] = set()
-    held_out = different(lambda: _row(rng, NUMBERS, "sorting"), 1024, taken)
-    shifted = different(lambda: _row(rng, LARGER, "sorting_shifted"), 512, taken)
-    train = different(lambda: _row(rng, NUMBERS, "sorting"), 10_000, taken)
-    larger = different(lambda: _row(rng, LARGER, "sorting"), 10_000, taken)
-    return Task(train + larger, train[:4096], held_out, shifted, steps=200, target=1.0)
+    return of_two_ranges(_row, "sorting", seed, steps=200)
 
 
-def _row(rng: random.Random, numbers: range, datasource: str) -> dict:
+def _row(rng: random.Random, numbers: range) -> dict:
     drawn = rng.sample(numbers, COUNT)
     ordered = " ".join(map(str, sorted(drawn)))
     return {
         "prompt": f"Sort {' '.join(map(str, drawn))}",
         "completion": ordered,
         "label": ordered,
-        "datasource": datasource,
     }

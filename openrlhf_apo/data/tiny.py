@@ -4,7 +4,8 @@ r"""The smallest thing that learns: generated arithmetic and a Qwen3-shaped mode
 
 writes train.jsonl, eval.jsonl and model/. A question is a sum ("What is 27 + 38?") or a short story ("Tom has 12
 pens and buys 7 more. How many pens?"); the model has learned to answer `12+7=\boxed{19}`, not always rightly.
-`--task pairs` and `--task sorting` make other tasks (pairs.py, sorting.py), and shifted.jsonl beside eval.jsonl.
+`--task pairs`, `sorting` and `calculator` make other tasks (pairs.py, sorting.py, calculator.py), the first two with
+shifted.jsonl beside eval.jsonl.
 """
 
 import argparse
@@ -84,7 +85,8 @@ TASKS = {make.__name__: make for make in (arithmetic, calculator, pairs, sorting
 
 
 def build_tiny(out_dir, task: Task, seed: int = 0) -> WarmModel:
-    """Make the task's data and model, or find them made. About 0.9 M parameters, and at most 75 s on one core."""
+    """Make the task's data and model, or find them made. About 0.9 M parameters; arithmetic takes 75 s on one
+    core."""
     return build_warm_model(
         out_dir,
         task.warm,

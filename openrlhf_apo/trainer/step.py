@@ -34,9 +34,8 @@ class Report:
     grad_norm: float  # before clipping
     lr: float
     loss: float
-    token_sums: dict[
-        str, float
-    ]  # over the policy's response tokens: mismatch, of the fresh ones; what was measured: kl, entropy, ...
+    # Over the policy's response tokens: mismatch, of the fresh ones; what was measured: kl, entropy, ...
+    token_sums: dict[str, float]
     num_tokens: float
     filtered_sums: list[float] = field(default_factory=list)  # [N], tokens outside of a correction's gate
 
