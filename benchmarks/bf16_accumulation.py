@@ -69,7 +69,9 @@ class Engine:
             local_rank=-1,
             train=SimpleNamespace(seed=0, full_determinism_enable=False, micro_batch_size=1, batch_size=SAMPLES),
             actor=SimpleNamespace(max_norm=0.0),
-            ds=SimpleNamespace(zero_stage=stage, param_dtype="bf16", grad_accum_dtype=accumulation),
+            ds=SimpleNamespace(
+                zero_stage=stage, param_dtype="bf16", grad_accum_dtype=accumulation, enable_sleep=False
+            ),
         )
         self.strategy = ApoStrategy(args, RankPlan())
         self.strategy.setup_distributed()
