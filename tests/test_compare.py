@@ -272,6 +272,17 @@ def test_jobs_run_side_by_side(spec, trainer, tmp_path, monkeypatch):
     assert main([write(tmp_path, spec), "--jobs", "4"]) == 0
 
 
+@pytest.mark.parametrize("jobs, given, threads", [(1, None, "None"), (4, None, "2"), (16, None, "1"), (4, "3", "3")])
+def test_runs_beside_each_other_share_eight_cores(jobs, given, threads, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    run = Run(tmp_path, "a", 1, [])
+    run_all([run], jobs, [sys.executable, "-c", "import os; raise SystemExit(str(os.environ.get('OMP_NUM_THREADS')))"])
+    assert run.record["error"] == threads
+
+
 def wait_for(condition, seconds: float = 120):
     deadline = time.time() + seconds
     while not condition():

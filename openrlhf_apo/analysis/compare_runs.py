@@ -101,9 +101,12 @@ def _by_flag(argv: list[str]) -> dict[str, str]:
 def run_all(runs: Iterable[Run], jobs: int, trainer: Sequence[str] = TRAINER) -> None:
     """Run what is not finished, `jobs` at a time. One that crashes is recorded and the others go on.
 
-    Whatever ends this function, or this process, ends the processes that it started.
+    Whatever ends this function, or this process, ends the processes that it started. Runs beside each other share the
+    cores: two programs whose threads wait for one another by spinning take many times as long as two of one thread.
     """
     runs = list(runs)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    environment = ({"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}) | os.environ
     waiting = deque(run for run in runs if not run.finished)
     running: dict[Run, subprocess.Popen] = {}
     # On a terminal only: elsewhere the lines of starts and ends say enough.
@@ -115,7 +118,7 @@ def run_all(runs: Iterable[Run], jobs: int, trainer: Sequence[str] = TRAINER) ->
                 while waiting and len(running) < jobs:
                     run = waiting.popleft()
                     _say(f"{run.name}: {'goes on from its checkpoint' if run.can_resume else 'starts'}")
-                    running[run] = _start(run, trainer)
+                    running[run] = _start(run, trainer, environment)
                 time.sleep(POLL_SECONDS)
                 for run, process in list(running.items()):
                     if process.poll() is not None:
@@ -133,7 +136,7 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _start(run: Run, trainer: Sequence[str]) -> subprocess.Popen:
+def _start(run: Run, trainer: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
     command = [*trainer, *run.argv, *(["--ckpt.load_enable"] if run.can_resume else [])]
     if run.record and not run.can_resume:  # an attempt that ended before its first checkpoint
         (run.dir / "metrics.jsonl").unlink(missing_ok=True)
@@ -143,6 +146,7 @@ def _start(run: Run, trainer: Sequence[str]) -> subprocess.Popen:
         log.flush()
         return subprocess.Popen(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
