@@ -205,14 +205,14 @@ def _signal_group(process: subprocess.Popen, signum: int) -> None:
 
 
 def _progress(run: Run) -> str:
-    """`apo_ess seed 2: step 7/20 reward 0.610`; the total is that of the trainer's own progress bar."""
+    """`apo_ess seed 2: step 7/20 reward 0.610`; the total is what the trainer's line says."""
     trained = [row for row in run.rows() if "reward_mean" in row]
     if not trained:
         return f"{run.name}: starting"
     step = trained[-1]["step"]
     with open(run.dir / "train.log", "rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-        totals = re.findall(rf"\b{step}/(\d+) \[", log.read().decode(errors="replace"))
+        totals = re.findall(rf"\brollout {step}/(\d+),", log.read().decode(errors="replace"))
     return f"{run.name}: step {step}{f'/{totals[-1]}' if totals else ''} reward {trained[-1]['reward_mean']:.3f}"
 
 

@@ -35,13 +35,14 @@ def exit_code(main: Callable[[], int]) -> int:
         return READER_LEFT
 
 
-class _Lines(logging.Handler):
+class _Lines(logging.StreamHandler):
     def __init__(self, stream: TextIO | None):
-        super().__init__()
-        self.stream = stream
+        super().__init__(stream)
+        self.follows = stream is None  # what stderr is at the time
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream or sys.stderr)  # above a progress bar, and not through it
+        file = sys.stderr if self.follows else self.stream
+        tqdm.write(self.format(record), file=file)  # above a progress bar, and not through it
 
 
 def log_to(stream: TextIO | None) -> None:

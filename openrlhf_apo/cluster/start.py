@@ -36,7 +36,7 @@ LOOPBACK_ENVIRONMENT = {
 
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
-    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the progress bar.
+    """Run `plan` to its end. args: OpenRLHF's settings, which its own parts read. console: for the live view.
 
     Where a process of the run dies, all start anew from the last checkpoint, as often as the plan allows.
     """

@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
-    """Run `plan` to its end. args: OpenRLHF's settings. console: for the progress bar."""
+    """Run `plan` to its end. args: OpenRLHF's settings. console: for the live view."""
     refuse_other_kind(plan.output)
     torch.manual_seed(plan.schedule.seed)
     tokenizer = make_tokenizer(args)

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from tqdm import tqdm
-
 from openrlhf_apo.trainer.checkpoints import Checkpoints, Stateful
 from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.evaluation import Evaluation
 from openrlhf_apo.trainer.handles import EMA_FOLDER, EngineHandle, PolicyHandle
 from openrlhf_apo.trainer.health import Health
+from openrlhf_apo.trainer.live_view import LiveView
 from openrlhf_apo.trainer.metrics import MetricsFile, read_metrics
 from openrlhf_apo.trainer.rollouts import Rollouts
 from openrlhf_apo.trainer.sample_file import SampleFile
@@ -57,7 +56,7 @@ class Trainer:
     ahead: bool = False  # a rollout is sampled while the one before trains
     check_every_sync: bool = False  # compare engine and policy after each sync, and not only after the first
     state: dict[str, Stateful] = field(default_factory=dict)  # saved beside the weights
-    console: TextIO = sys.stderr  # of the progress bar
+    console: TextIO = sys.stderr  # of the live view
     restarts: int = 0  # of the whole run, by --train.max_restarts
     done: int = 0  # rollouts
     saved: bool = False  # the trained model
@@ -89,22 +88,22 @@ class Trainer:
             self.write_card(self._rows())
 
     def _train(self) -> None:
-        clock = Clock()
         if self.engine:
             self.engine.sync_weights()
             self.engine.check_weights()
+        with LiveView(self.console, self.done, len(self.rollouts)) as view:
+            self._train_seen(view)
+
+    def _train_seen(self, view: LiveView) -> None:
+        clock = Clock(view.phase)
         if self.evaluation and self.done == 0 and self.evaluation.is_due(0, last=False):
-            self._log({"step": 0} | self._evaluate(clock) | clock.lap())
+            self._log({"step": 0} | self._evaluate(clock) | clock.lap(), view)
         clock.lap()
-        progress = tqdm(
-            range(self.done, len(self.rollouts)), initial=self.done, total=len(self.rollouts), file=self.console
-        )
-        for _ in progress:
-            rollout = self.done + 1
+        for rollout in range(self.done + 1, len(self.rollouts) + 1):
             samples = self.rollouts.sample(rollout, clock)
             with self.stop.held():
                 row = self._turn(rollout, samples, clock)
-                self._log(row, progress)
+                self._log(row, view)
                 if "reward_mean" in row:
                     self.health.check(row)
                 self.done, self._after_last = rollout, copy.deepcopy(self._state(rollout))
@@ -173,8 +172,9 @@ class Trainer:
     def _state(self, rollout: int) -> dict:
         return {"step": rollout} | {name: part.state_dict() for name, part in self.state.items()}
 
-    def _log(self, row: dict, progress: tqdm | None = None) -> None:
+    def _log(self, row: dict, view: LiveView) -> None:
         self.metrics.write(row)
+        view.show(row)
         rollout = row["step"]
         evaluated = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
         scalars = {k: v for k, v in row.items() if isinstance(v, int | float) and not k.startswith("eval/")}
@@ -183,9 +183,6 @@ class Trainer:
                 tracker.log_train(rollout, scalars)
             if evaluated:
                 tracker.log_eval(rollout, evaluated)
-        if progress is not None:
-            names = {"reward_mean": "reward", "alpha": "α", "eval/pass1": "pass@1", "eval/score_mean": "held-out"}
-            progress.set_postfix({name: f"{row[key]:.3f}" for key, name in names.items() if key in row})
 
 
 def _sample_metrics(samples: list[Sample]) -> dict[str, float]:

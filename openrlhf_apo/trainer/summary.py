@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+from openrlhf_apo.trainer.live_view import duration
 from openrlhf_apo.trainer.metrics import first_and_last_fifth, held_out
 
 
@@ -13,7 +14,7 @@ def closing_lines(rows: list[dict], done: int, total: int, directory: Path, mode
     seconds = sum(row.get("time/step", 0.0) for row in rows)
     speeds = [row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
     speed = f", {fmean(speeds):,.0f} tokens/s" if speeds else ""
-    ended = f"{done} of {total} rollouts done in {_duration(seconds)}{speed}"
+    ended = f"{done} of {total} rollouts done in {duration(seconds)}{speed}"
     report = f"{_near(Path(sys.executable))} -m openrlhf_apo.cli.report {_near(directory)}"
     return [ended, *gains(rows), model, f"draw it: {report}"]
 
@@ -38,9 +39,3 @@ def gains(rows: list[dict]) -> list[str]:
 def _near(path: Path) -> str:
     """As one would type it here."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
