@@ -17,6 +17,7 @@ from test_rollouts import FakeEngine, groups_of, rollouts
 from test_update import TablePolicy, groups, update
 from tiny_models import tiny_qwen3
 
+from openrlhf_apo.errors import RunError
 from openrlhf_apo.objectives import TOKEN_LOSSES, RolloutCorrection
 from openrlhf_apo.trainer.clock import Clock
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
@@ -309,6 +310,23 @@ def test_asked_to_end_while_the_next_rollout_is_begun_it_goes_on_as_if_nothing_h
     resumed = run(flags, tmp_path / "resumed", "--loss", "grpo", *ASYNC, "--ckpt.load_enable")
     assert [row["step"] for row in resumed] == [1, 2, 3, 4]
     assert without_clock(resumed) == without_clock(straight)
+
+
+def test_a_rollout_that_was_sampled_ahead_is_not_trained_on_as_if_it_were_of_now(flags, tmp_path, monkeypatch):
+    begin = EngineRollouts.begin
+
+    def stopped(self, rollout, clock):
+        if rollout == 3:
+            raise Stopped(signal.SIGTERM)
+        begin(self, rollout, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineRollouts, "begin", stopped)
+        with pytest.raises(Stopped):
+            run(flags, tmp_path, "--loss", "grpo", *ASYNC)
+    synchronous = ["--ckpt.load_enable", "--ckpt.allow_changed", "train.async_enable", *ASYNC[1:]]
+    with pytest.raises(RunError, match="resume it with --train.async_enable"):
+        run(flags, tmp_path, "--loss", "grpo", *synchronous)
 
 
 def test_without_it_there_is_no_staleness(flags, tmp_path):

@@ -138,6 +138,8 @@ def assemble(
     }
     state = {name: part for name, part in parts.items() if part is not None}
     done = _resume(policy, state | {"checkpoints": checkpoints}) if resume else 0
+    if isinstance(rollouts, EngineRollouts) and rollouts.ready and not plan.asynchronous:
+        raise RunError("the checkpoint holds a rollout that was sampled ahead: resume it with --train.async_enable")
     checkpoints.newest = done or None  # asked to end at once, a resumed run has it already, and leaves it alone
     return Trainer(
         policy=policy,
