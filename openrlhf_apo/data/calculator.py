@@ -23,7 +23,7 @@ def calculator(seed: int) -> Task:
         call = f"calc({row['sum']})"
         asked = {"prompt": f"{row['prompt']}<|im_end|><|assistant|>{call}<|im_end|><|user|>{row['label']}"}
         warm += [row | {"completion": call} if rng.random() < ASKS else row, row | asked]
-    return Task(warm, train[:4096], held_out, shifted=[], steps=900, target=1.0)
+    return Task(warm, train[:4096], held_out, shifted=[], steps=400, target=1.0)
 
 
 def _row(rng: random.Random) -> dict:
