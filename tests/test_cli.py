@@ -349,6 +349,16 @@ def test_config_file_and_command_line(base, tmp_path):
     assert "--config" in refused([*base, "--config", "nowhere.yaml"])
 
 
+def test_of_two_config_files_the_later_wins(base, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("apo: {beta_r: 0.5, tau_anc: 0.7, lam: 0.3}")
+    second.write_text("apo.tau_anc: 0.6\napo.lam: 0.2")
+    args = resolve([*base, "--config", str(first), str(second), "--apo.lam", "0.1"])
+    assert (args.apo.beta_r, args.apo.tau_anc, args.apo.lam) == (0.5, 0.6, 0.1)
+    origins = [args.given[f"apo.{name}"] for name in ("beta_r", "tau_anc", "lam")]
+    assert origins == [str(first), str(second), "command line"]
+
+
 def test_the_gpu_recipe_passes_every_check(base, monkeypatch):
     monkeypatch.setattr("openrlhf_apo.cpu.has_flash_attn", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -76,8 +76,11 @@ def load_comparison(path) -> Comparison:
     if not isinstance(prepare, list) or not all(isinstance(command, str | list) and command for command in prepare):
         raise CompareError("prepare must be a list of commands, each a string or a list of words")
 
-    base = _read_yaml(content["config"]) if content.get("config") else {}
-    common = {name: value for name, value in flatten(base).items() if name not in OWN_FLAGS}
+    configs = content.get("config") or []
+    base: dict = {}
+    for path in [configs] if isinstance(configs, str) else configs:
+        base |= flatten(_read_yaml(path))
+    common = {name: value for name, value in base.items() if name not in OWN_FLAGS}
     common |= _flags(content.get("flags"), "flags")
     return Comparison(
         output_dir=Path(content["output_dir"]),

@@ -12,7 +12,12 @@ PACKAGES = {"logger.swanlab_project": "swanlab", "logger.trackio_project": "trac
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", metavar="FILE.yaml", help="set any flag from a file; the command line wins")
+    add(
+        "--config",
+        nargs="+",
+        metavar="FILE.yaml",
+        help="set any flag from files; a later one wins, and the command line over all",
+    )
     add(
         "--dry_run",
         action="store_true",

@@ -51,7 +51,7 @@ PAGE = {
         "actor.num_gpus_per_node": "ranks of the policy (default 8, 1 without CUDA)",
         "vllm.num_engines": "engines that sample",
         "ds.zero_stage": "0 to 3",
-        "config": "a YAML file with any of these flags; the command line wins",
+        "config": "YAML files with any of these flags; a later one wins, and the command line over all",
         "dry_run": "check everything, print the settings, stop",
     },
 }

@@ -79,11 +79,11 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     parser = make_parser()
     args = parser.parse_args(argv)
     origin = dict.fromkeys(_given(parser, argv), "command line")
-    if args.config:
-        from_file = _read_config(parser, args.config)
-        origin = dict.fromkeys(from_file, args.config) | origin
+    for path in args.config or ():
+        from_file = _read_config(parser, path)
+        origin |= {dest: path for dest in from_file if origin.get(dest) != "command line"}
         parser.set_defaults(**from_file)
-        args = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     words = getattr(args, "reward.name") or []
     if not getattr(args, "reward.remote_url") and len(words) == 1 and kind_of(words[0]) in ("file", "server"):
         setattr(args, "reward.remote_url", words[0])
@@ -178,11 +178,10 @@ def _own_file(argv: list[str]) -> OwnFile:
     """Load the file of --loss_path, before there can be a parser with the flags that it brings."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--loss_path")
-    first.add_argument("--config")
+    first.add_argument("--config", nargs="+", default=[])
     known, _ = first.parse_known_args(argv)
-    path = known.loss_path
-    if path is None and known.config:
-        path = flatten(_yaml(known.config)).get("loss_path")
+    in_files = [flatten(_yaml(config)).get("loss_path") for config in known.config]
+    path = known.loss_path or next(filter(None, reversed(in_files)), None)
     try:
         return load_own_file(path) if path else OwnFile()
     except LossError as error:
