@@ -73,6 +73,21 @@ def test_measures_of_a_run_by_hand():
     assert measure(graded, None)["score_mean"] == 0.5 and not {"pass1", "passk", "k"} & measure(graded, None).keys()
 
 
+def test_entropy_alpha_and_guard_of_a_run_by_hand():
+    rows = rewards_as_rows([0.5] * 10)
+    for step, row in enumerate(rows):
+        row |= {
+            "token_entropy": 1.0 - step / 10,
+            "alpha": 0.9 - step / 100,
+            "confidence": 0.5,
+            "improvement": step / 9,
+        }
+    found = measure(rows, None)
+    assert found["final_entropy"] == pytest.approx(0.2) and found["final_alpha"] == pytest.approx(0.82)  # the last 3
+    assert found["guard"] == pytest.approx(0.25)
+    assert not {"final_entropy", "final_alpha", "guard"} & measure(rewards_as_rows([0.5] * 3), None).keys()
+
+
 def test_table_counts_who_reached_and_who_collapsed():
     row = {"arm": "a", "status": "finished", "final_reward": 0.5, "auc": 0.4, "collapsed": 0}
     results = [

@@ -73,11 +73,11 @@ def test_documented_command_is_accepted(page, command):
     if is_trainer:
         parser = make_parser()
         args = parser.parse_args(arguments)
-        if args.config:
-            _read_config(parser, str(ROOT / args.config))
+        for config in args.config or ():
+            _read_config(parser, str(ROOT / config))
 
 
-COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
+COMPARISONS = sorted(path for folder in ("compare", "evidence") for path in (ROOT / "configs" / folder).glob("*.yaml"))
 CONFIGURATIONS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(COMPARISONS))
 
 

@@ -13,7 +13,8 @@ from openrlhf_apo.analysis.compare_statistics import mean_and_half_width, measur
 
 COLUMNS = (
     *("arm", "seed", "status", "error", "steps", "first_reward", "final_reward", "auc", "pass1", "passk", "k"),
-    *("score_mean", "steps_to_threshold", "collapsed", "seconds", "seconds_per_step"),
+    *("score_mean", "steps_to_threshold", "collapsed", "final_entropy", "final_alpha", "guard"),
+    *("seconds", "seconds_per_step"),
 )
 # Of an evaluation, beside its mean: the best of k, different right answers, and the same of each data source.
 DIFFERENCES = r"^eval/(?:.*/)?(?:pass\d+|score_\w+|distinct_right)$"

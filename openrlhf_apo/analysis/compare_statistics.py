@@ -83,6 +83,11 @@ def measure(rows: list[dict], threshold: float | None) -> dict:
     if seconds:
         found["seconds"] = sum(seconds)
         found["seconds_per_step"] = median(row["time/step"] for row in trained)
+    for column, of in (("final_entropy", "token_entropy"), ("final_alpha", "alpha")):
+        if values := [row[of] for row in trained[-window:] if of in row]:
+            found[column] = fmean(values)
+    if guard := [row["confidence"] * row["improvement"] for row in trained if "improvement" in row]:
+        found["guard"] = fmean(guard)
     key, evaluated = held_out(rows)
     if evaluated:
         step, mean = evaluated[-1]

@@ -14,14 +14,14 @@ COUNT = 6
 
 
 def pairs(seed: int) -> Task:
-    return of_two_ranges(_row, "pairs", seed, steps=900)
+    return of_two_ranges(_row, "pairs", seed, steps=600)
 
 
 def _row(rng: random.Random, numbers: range) -> dict:
-    """Of the 15 pairs, 6 to 12 are allowed."""
+    """Of the 15 pairs, 8 to 14 are allowed."""
     drawn = rng.sample(numbers, COUNT)
     sums = sorted(map(sum, combinations(drawn, 2)))
-    limit = rng.choice(sums[5:12])
+    limit = rng.choice(sums[7:14])
     allowed = [pair for pair in combinations(drawn, 2) if sum(pair) <= limit]
     return {
         "prompt": f"Two of {' '.join(map(str, drawn))}, at most {limit}",
