@@ -20,6 +20,8 @@ from openrlhf_apo.analysis import compare as compare_module
 from openrlhf_apo.analysis.compare_file import check_arms, load_comparison
 from openrlhf_apo.analysis.compare_runs import Run, run_all
 from openrlhf_apo.cli.compare import main
+from openrlhf_apo.data.files import write_jsonl
+from openrlhf_apo.data.pairs import pairs
 from openrlhf_apo.trainer.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +213,14 @@ def test_the_comparisons_of_this_repository_pass_every_check(path, monkeypatch):
     assert check_arms(comparison, check_model=False) == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evidence").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_cells_of_the_evidence_pass_every_check(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    comparison = load_comparison(path)
+    assert comparison.output_dir == Path("runs/evidence", path.stem)
+    assert check_arms(comparison, check_model=False) == []
+
+
 # --- running
 
 
@@ -298,6 +308,8 @@ import sys
 from functools import partial
 from openrlhf_apo.analysis import compare
 from openrlhf_apo.cli.compare import main
+from openrlhf_apo.data.files import write_jsonl
+from openrlhf_apo.data.pairs import pairs
 compare.run_all = partial(compare.run_all, trainer={trainer})
 sys.exit(main([{path!r}]))
 """
@@ -354,3 +366,29 @@ def test_two_arms_through_the_real_trainer_with_a_kill_between(spec, sums, tmp_p
         assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(9))
         assert json.loads((run / "compare.json").read_text())["exit_code"] == 0
     assert all(row["score_mean"] and not row["pass1"] for row in csv_rows(tmp_path / "out"))
+
+
+def test_a_small_cell_of_the_evidence(tiny_model, tmp_path):
+    """What makes docs/evidence/*.csv, from the task to the paired differences, with an untrained model."""
+    task = pairs(0)
+    for name, rows in {"train": task.train[:64], "eval": task.held_out[:8], "shifted": task.shifted[:8]}.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    cell = yaml.safe_load((ROOT / "configs" / "evidence" / "pairs_1.yaml").read_text())
+    cell |= {"output_dir": str(tmp_path / "out"), "seeds": [1, 2], "prepare": []}
+    cell["config"] = str(ROOT / cell["config"])
+    cell["arms"] = {arm: cell["arms"][arm] for arm in ("apo_99", cell["baseline"])}
+    cell["flags"] |= {
+        "actor.model_name_or_path": tiny_model,
+        "reward": str(ROOT / "openrlhf_apo" / "rewards" / "pairs.py"),
+        "data": {"prompt_dataset": str(tmp_path / "train.jsonl"), "apply_chat_template": False, "max_samples": 64},
+        "eval": {"dataset": f"{tmp_path}/eval.jsonl,{tmp_path}/shifted.jsonl", "steps": 2},
+    }
+    command = [sys.executable, "-m", "openrlhf_apo.cli.compare", write(tmp_path, cell)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = csv_rows(tmp_path / "out")
+    assert [(row["arm"], row["seed"], row["steps"]) for row in rows] == [
+        ("apo_99", "1", "2"), ("apo_99", "2", "2"), ("grpo", "1", "2"), ("grpo", "2", "2")
+    ]  # fmt: skip
+    assert all(float(row["final_entropy"]) > 0 for row in rows)
+    assert "minus grpo" in (tmp_path / "out" / "results.md").read_text()

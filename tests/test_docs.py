@@ -103,6 +103,11 @@ def test_every_loss_has_its_file_and_its_section(loss):
     assert "Reference: " in docstring
 
 
+def test_every_picture_is_made_by_one_script():
+    script = (ROOT / "scripts" / "figures.sh").read_text(encoding="utf-8")
+    assert [path.name for path in (ROOT / "docs").rglob("*.png") if f"docs/{path.name}" not in script] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
