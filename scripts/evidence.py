@@ -1,22 +1,20 @@
 """The tables of docs/evidence.md, made of docs/evidence/*.csv, and its picture docs/evidence.png.
 
-    .venv/bin/python scripts/evidence.py [--check]
+    .venv/bin/python scripts/evidence.py
 
 A CSV is the results.csv that `openrlhf_apo.cli.compare configs/evidence/CELL.yaml` writes, as CELL.csv. A line
 `<!-- rates PREFIX -->`, `<!-- cell NAME BASELINE -->` or `<!-- differences NAME:ARM:ARM ... -->` of the page is
 followed by its table, up to `<!-- end -->`.
---check: writes nothing, and ends with exit code 1 where the page's tables are not those of the CSVs.
 """
 
-import argparse
 import csv
 import re
-import sys
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
+from openrlhf_apo.analysis.compare_results import difference, table_row
 from openrlhf_apo.analysis.compare_statistics import mean_and_half_width, paired_differences
 from openrlhf_apo.analysis.figures import COLORS, MUTED, STYLE, new_page, write_title
 
@@ -48,7 +46,7 @@ def rates_table(prefix: str) -> list[str]:
             arm, _, rate = row["arm"].rpartition("_")
             found.setdefault((path.stem.rpartition("_")[2], arm), {})[rate] = row
     rates = sorted({rate for by_rate in found.values() for rate in by_rate}, key=float)
-    lines = [_line(["updates", "arm", *rates]), _line(["---:", "---", *["---:"] * len(rates)])]
+    lines = [table_row(["updates", "arm", *rates]), table_row(["---:", "---", *["---:"] * len(rates)])]
     for (updates, arm), by_rate in found.items():
         largest = max(row["auc"] for row in by_rate.values())
         cells = [""] * len(rates)
@@ -56,7 +54,7 @@ def rates_table(prefix: str) -> list[str]:
             area = f"**{row['auc']:.3f}**" if row["auc"] == largest else f"{row['auc']:.3f}"
             best = row[columns_of([row], prefix.removeprefix("rates_"))[1]]
             cells[rates.index(rate)] = f"{area} ({best:.2f})"
-        lines.append(_line([updates, arm, *cells]))
+        lines.append(table_row([updates, arm, *cells]))
     return lines
 
 
@@ -71,21 +69,21 @@ def cell_table(cell: str, baseline: str) -> list[str]:
     columns = {key: name for key, name in columns.items() if key in rows[0]}
     differing = ["final_reward", held_out, best]
     head = ["arm", "seeds", *columns.values(), *(f"{columns[key]} − {baseline}" for key in differing)]
-    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     theirs = [row for row in rows if row["arm"] == baseline]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         ours = [row for row in rows if row["arm"] == arm]
         cells = [f"{fmean(row[key] for row in ours):.3f}" for key in columns]
         for key in differing:
-            cells.append("" if arm == baseline else _interval(paired_differences(ours, theirs, key)))
-        lines.append(_line([arm, str(len(ours)), *cells]))
+            cells.append("" if arm == baseline else difference(ours, theirs, key))
+        lines.append(table_row([arm, str(len(ours)), *cells]))
     return lines
 
 
 def differences_table(*pairs: str) -> list[str]:
     """A row for each CELL:ARM:OTHER, arm less other, seed by seed."""
     names = ["reward", "held-out", "best of 8", "different", "entropy"]
-    lines = [_line(["cell", "arm less arm", *names]), _line(["---", "---"] + ["---:"] * len(names))]
+    lines = [table_row(["cell", "arm less arm", *names]), table_row(["---", "---"] + ["---:"] * len(names))]
     for pair in pairs:
         cell, arm, other = pair.split(":")
         rows = read(cell)
@@ -93,8 +91,8 @@ def differences_table(*pairs: str) -> list[str]:
         different = f"{held_out.rpartition('/')[0]}/distinct_right"
         ours, theirs = ([row for row in rows if row["arm"] == name] for name in (arm, other))
         columns = ("final_reward", held_out, best, different, "final_entropy")
-        cells = [_interval(paired_differences(ours, theirs, column)) for column in columns]
-        lines.append(_line([cell, f"{arm} − {other}", *cells]))
+        cells = [difference(ours, theirs, column) for column in columns]
+        lines.append(table_row([cell, f"{arm} − {other}", *cells]))
     return lines
 
 
@@ -104,15 +102,6 @@ def columns_of(rows: list[dict], cell: str) -> tuple[str, str]:
     prefix = f"eval/{task}/" if any(key.startswith(f"eval/{task}/") for key in rows[0]) else "eval/"
     graded = f"{prefix}score_mean" in rows[0]
     return prefix + ("score_mean" if graded else "pass1"), prefix + ("score_best8" if graded else "pass8")
-
-
-def _interval(values: list[float]) -> str:
-    mean, half = mean_and_half_width(values)
-    return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 TABLES = {"rates": rates_table, "cell": cell_table, "differences": differences_table}
@@ -166,18 +155,10 @@ def draw_against_alpha(axes, rows: list[dict], key: str, baseline: str) -> None:
     axes.set_xlabel("α", color=MUTED)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the tables of docs/evidence.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; 1: a table is not the CSVs'")
-    args = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
-    new = rebuilt(page)
-    if args.check:
-        return int(new != page)
-    PAGE.write_text(new, encoding="utf-8")
+def main() -> None:
+    PAGE.write_text(rebuilt(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     draw(DRAWN, "grpo")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -155,6 +155,7 @@ def test_a_typo_in_the_last_arm_is_refused_before_the_first_starts(spec, trainer
         ({"jobs": 0}, "jobs 0"),
         ({"prepare": "touch x"}, "prepare must be a list"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"config": 3}, "config must be a file of the trainer, or a list"),
         ({"output_dir": None}, "output_dir is missing"),
     ],
 )
@@ -308,8 +309,6 @@ import sys
 from functools import partial
 from openrlhf_apo.analysis import compare
 from openrlhf_apo.cli.compare import main
-from openrlhf_apo.data.files import write_jsonl
-from openrlhf_apo.data.pairs import pairs
 compare.run_all = partial(compare.run_all, trainer={trainer})
 sys.exit(main([{path!r}]))
 """

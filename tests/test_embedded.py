@@ -191,8 +191,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(flags, sums, tmp_path, monke
     straight = run(flags, tmp_path / "straight", *more)
     log = loop.Trainer._log
 
-    def killed(self, row, progress=None):
-        log(self, row, progress)
+    def killed(self, row, view):
+        log(self, row, view)
         if row["step"] == 3:
             raise KeyboardInterrupt  # after the line, before the checkpoint
 

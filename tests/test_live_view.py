@@ -7,8 +7,8 @@ import re
 import pytest
 
 from openrlhf_apo.cli.console import log_to
-from openrlhf_apo.trainer.clock import Clock
-from openrlhf_apo.trainer.live_view import LiveView, duration
+from openrlhf_apo.trainer.clock import Clock, duration
+from openrlhf_apo.trainer.live_view import LiveView
 
 FIRST = {"step": 0, "eval/pass1": 0.25, "time/step": 3.0}
 ROWS = [
@@ -62,11 +62,11 @@ def test_on_a_terminal_log_lines_stand_above(our_logger, monkeypatch):
     stream = Terminal()
     log_to(stream)
     with LiveView(stream, 0, 3) as view:
-        Clock(view.phase)("update").__enter__()
-        view.show(FIRST)
-        view.show(ROWS[0])
-        our_logger.warning("a verifier failed")
-        view.live.refresh()
+        with Clock(view.phase)("update"):
+            view.show(FIRST)
+            view.show(ROWS[0])
+            our_logger.warning("a verifier failed")
+            view.live.refresh()
         drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
     our_logger.warning("after it")
     assert "a verifier failed" in drawn and "rollout 2/3" in drawn and "update 0 s, 0 min 4 s left" in drawn

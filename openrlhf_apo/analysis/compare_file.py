@@ -77,8 +77,11 @@ def load_comparison(path) -> Comparison:
         raise CompareError("prepare must be a list of commands, each a string or a list of words")
 
     configs = content.get("config") or []
+    configs = [configs] if isinstance(configs, str) else configs
+    if not isinstance(configs, list) or not all(isinstance(path, str) for path in configs):
+        raise CompareError("config must be a file of the trainer, or a list of them")
     base: dict = {}
-    for path in [configs] if isinstance(configs, str) else configs:
+    for path in configs:
         base |= flatten(_read_yaml(path))
     common = {name: value for name, value in base.items() if name not in OWN_FLAGS}
     common |= _flags(content.get("flags"), "flags")

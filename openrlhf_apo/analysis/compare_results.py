@@ -78,11 +78,11 @@ def markdown_table(results: list[dict], threshold: float | None) -> str:
         del cells[f"pass@{k}"]
     if threshold is None:
         del cells[f"steps to {threshold}"]
-    lines = [_table_row(["arm", "runs", *cells]), _table_row(["---"] + ["---:"] * (len(cells) + 1))]
+    lines = [table_row(["arm", "runs", *cells]), table_row(["---"] + ["---:"] * (len(cells) + 1))]
     for arm, rows in by_arm.items():
         done = [row for row in rows if row["status"] == "finished"]
         count = str(len(done)) if len(done) == len(rows) else f"{len(done)} of {len(rows)}, rest crashed"
-        lines.append(_table_row([arm, count, *(cell(done) if done else "" for cell in cells.values())]))
+        lines.append(table_row([arm, count, *(cell(done) if done else "" for cell in cells.values())]))
     for arm, rows in by_arm.items():
         if crashed := [row for row in rows if row["status"] == "crashed"]:
             errors = "; ".join(f"seed {row['seed']} after {row['steps']} steps: {row['error']}" for row in crashed)
@@ -95,17 +95,17 @@ def differences_table(results: list[dict], baseline: str) -> str:
     done = [row for row in results if row["status"] == "finished"]
     evaluated = sorted({key for row in done for key in row if re.search(DIFFERENCES, key)})
     columns = ["final_reward", "auc", *evaluated]
-    lines = [_table_row([f"minus {baseline}", *columns]), _table_row(["---"] + ["---:"] * len(columns))]
+    lines = [table_row([f"minus {baseline}", *columns]), table_row(["---"] + ["---:"] * len(columns))]
     theirs = [row for row in done if row["arm"] == baseline]
     for arm in dict.fromkeys(row["arm"] for row in results if row["arm"] != baseline):
         ours = [row for row in done if row["arm"] == arm]
-        lines.append(_table_row([arm, *(_difference(ours, theirs, column) for column in columns)]))
+        lines.append(table_row([arm, *(difference(ours, theirs, column) for column in columns)]))
     return "\n".join(
         [*lines, "", "Mean difference of runs with the same seed ± half its 95 % confidence interval.", ""]
     )
 
 
-def _difference(ours: list[dict], theirs: list[dict], column: str) -> str:
+def difference(ours: list[dict], theirs: list[dict], column: str) -> str:
     differences = paired_differences(ours, theirs, column)
     if not differences:
         return ""
@@ -113,7 +113,7 @@ def _difference(ours: list[dict], theirs: list[dict], column: str) -> str:
     return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
 
 
-def _table_row(cells: list[str]) -> str:
+def table_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -5,6 +5,7 @@ from statistics import fmean
 
 from openrlhf_apo.analysis.report_figure import build_figure
 from openrlhf_apo.analysis.report_page import page
+from openrlhf_apo.trainer.clock import duration
 from openrlhf_apo.trainer.metrics import first_and_last_fifth, held_out, read_metrics
 
 
@@ -64,7 +65,7 @@ def summary(run_dir) -> str:
     lines.append("")
     if seconds:
         per_step = f", {fmean(step_seconds):.2f} s per step" if step_seconds else ""
-        lines.append(f"{'time':<16} {_duration(sum(seconds))}{per_step}")
+        lines.append(f"{'time':<16} {duration(sum(seconds))}{per_step}")
     if speeds:
         lines.append(f"{'speed':<16} {fmean(speeds):,.0f} tokens/s")
     run_dir = Path(run_dir)
@@ -78,9 +79,3 @@ def summary(run_dir) -> str:
 
 def _comparison(label: str, first: float, last: float, note: str) -> str:
     return f"{label:<16} {first:>8.3f} {last:>8.3f} {last - first:>+8.3f}   {note}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -27,3 +27,9 @@ class Clock:
         times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()} | {"time/step": now - self.start}
         self.phases, self.start = {}, now
         return times
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

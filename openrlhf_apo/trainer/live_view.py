@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from openrlhf_apo.trainer.clock import duration
+
 RECENT = 20  # rollouts, whose median says how long the rest will take
 # What is shown of a row of metrics.jsonl, as far as it is there.
 NUMBERS = {
@@ -19,7 +21,7 @@ NUMBERS = {
     "eval/pass1": "held-out {:.3f}",
     "eval/score_mean": "held-out {:.3f}",
     "alpha": "α {:.3f}",
-    "evidence": "c·p {:.3f}",
+    "guard": "c·p {:.3f}",
     "ess": "ESS/P {:.2f}",
     "rollout_mismatch": "mismatch {:.1e}",
     "tokens_per_s": "{:,.0f} tokens/s",
@@ -61,7 +63,7 @@ class LiveView:
     def show(self, row: dict) -> None:
         """row: of metrics.jsonl; that before the first rollout has only held-out numbers."""
         if "confidence" in row and "improvement" in row:
-            row = row | {"evidence": row["confidence"] * row["improvement"]}
+            row = row | {"guard": row["confidence"] * row["improvement"]}
         numbers = {key: text.format(row[key]) for key, text in NUMBERS.items() if key in row}
         self.numbers |= numbers
         self.done = row["step"]
@@ -88,9 +90,3 @@ class LiveView:
         phase = f"{self.name} {time.monotonic() - self.since:.0f} s" if self.name else "starting"
         first.add_row(place, ProgressBar(self.total, self.done, width=24), ", ".join([phase, *self._left()]))
         return Group(first, Text("  ".join(self.numbers[key] for key in NUMBERS if key in self.numbers)))
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from openrlhf_apo.trainer.live_view import duration
+from openrlhf_apo.trainer.clock import duration
 from openrlhf_apo.trainer.metrics import first_and_last_fifth, held_out
 
 
