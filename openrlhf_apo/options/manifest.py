@@ -1,6 +1,7 @@
 """What a checkpoint says of the run that wrote it, so that another run does not go on from it unnoticed."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,7 @@ FREE = (
     "vllm.",
 )
 NOT_FREE = ("data.max_len",)
+END = 2**20  # bytes of a file's beginning and of its end
 
 
 def manifest(args: SimpleNamespace) -> dict:
@@ -79,9 +81,20 @@ def _reward(word: str) -> str:
 
 
 def _model(name: str) -> str:
-    """Of a folder its configuration, which its weights must fit; of a hub model the name."""
-    configuration = Path(name) / "config.json"
-    return _file(configuration) if configuration.is_file() else name
+    """Of a folder its configuration and, of each file of weights, its size and both ends (to read a large model whole
+    takes minutes); of a hub model the name."""
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        return name
+    content = [(folder / "config.json").read_bytes()]
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for start in (0, max(0, size - END)):
+                file.seek(start)
+                content.append(file.read(END))
+        content.append(f"{path.name} {size}".encode())
+    return digest(b"".join(content))
 
 
 def flat(settings: SimpleNamespace, prefix: str = "") -> dict:

@@ -243,10 +243,15 @@ def test_a_changed_reward_or_model_is_seen_by_its_content(short, flags, resumabl
     assert code == 2 and "--reward has another content now" in error, error
     model = tmp_path / "model"
     shutil.copytree(flags[flags.index("--actor.model_name_or_path") + 1], model)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
-    code, error = outcome(short, resumable, "--ckpt.load_enable", "--actor.model_name_or_path", str(model))
-    assert code == 2 and "--actor.model_name_or_path has another content now" in error, error
+    for changed, content in {
+        "config.json": (model / "config.json").read_bytes().replace(b"{", b'{"another": 1,', 1),
+        "model.safetensors": (model / "model.safetensors").read_bytes()[:-4] + b"\1\1\1\1",
+    }.items():
+        before = (model / changed).read_bytes()
+        (model / changed).write_bytes(content)
+        code, error = outcome(short, resumable, "--ckpt.load_enable", "--actor.model_name_or_path", str(model))
+        assert code == 2 and "--actor.model_name_or_path has another content now" in error, error
+        (model / changed).write_bytes(before)
 
 
 def test_a_change_that_is_allowed_goes_on(short, resumable):
