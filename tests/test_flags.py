@@ -79,6 +79,7 @@ BESIDE = {
     "ckpt.max_num": "--ckpt.save_steps 2",
     "ckpt.save_hf": EVALUATED,
     "data.prompt_probs": "--data.prompt_dataset a.jsonl,b.jsonl",
+    "ds.load_in_4bit": "--ds.lora.rank 2 --ds.param_dtype bf16",
     "ds.lora.alpha": "--ds.lora.rank 2",
     "ds.lora.dropout": "--ds.lora.rank 2",
     "ds.lora.target_modules": "--ds.lora.rank 2",
@@ -468,6 +469,8 @@ def test_flags_of_experts_need_a_model_with_experts(tmp_path):
         resolve([*BASE, *argv, BASE[0], str(tmp_path / "experts")])
         with pytest.raises(OptionError, match="has no effect: .* has no "):
             resolve([*BASE, *argv, BASE[0], str(tmp_path / "dense")])
+    ray = [*BASE, "--runtime", "ray", BASE[0], str(tmp_path / "experts")]
+    assert (resolve(ray).apo.sync, resolve([*ray[:-1], str(tmp_path / "dense")]).apo.sync) == ("buckets", None)
 
 
 def test_what_openrlhf_changes_by_default_is_logged(caplog, tmp_path, packages):

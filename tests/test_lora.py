@@ -15,7 +15,7 @@ from real_runs import without_clock
 from safetensors.torch import load_file
 from tiny_models import tiny_qwen3
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from openrlhf_apo.cli.evaluate import main as evaluate
 from openrlhf_apo.embedded.backend import OptimizerPlan, TorchBackend
@@ -23,8 +23,9 @@ from openrlhf_apo.embedded.launch import train
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.ranks import shared_prompts
+from openrlhf_apo.ranks.engine_weights import engine_weights
 from openrlhf_apo.ranks.log_probs import has_plain_head, response_log_probs
-from openrlhf_apo.ranks.lora import Adapter, add_adapter, engine_weights, save_trained
+from openrlhf_apo.ranks.lora import Adapter, add_adapter, save_trained
 from openrlhf_apo.ranks.micro_batch import MicroBatch
 from openrlhf_apo.trainer.metrics import read_metrics
 from openrlhf_apo.trainer.samples import Sample
@@ -96,6 +97,21 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once():
     for _ in range(100):
         [each.merged() for each in engine_weights(policy)]
     assert same(values(policy), before)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+def test_a_base_in_4_bits_is_sent_and_saved_as_the_policy_computes_with_it(tiny_model, tmp_path, targets):
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.bfloat16)
+    plain, policy = load(tiny_model), add_adapter(load(tiny_model, quantization_config=nf4), 2, 16, targets)
+    merged = {each.name: each.merged() for each in engine_weights(policy)}
+    assert {name: w.shape for name, w in merged.items()} == {name: w.shape for name, w in plain.named_parameters()}
+    assert [each.nbytes for each in engine_weights(policy)] == [weight.nbytes for weight in merged.values()]
+    save_trained(policy, str(tmp_path), merge=True)
+    saved = load(str(tmp_path))
+    assert all(torch.equal(weight, merged[name]) for name, weight in saved.named_parameters())
+    packed, unpacked, before = (model(IDS).logits.float() for model in (policy, saved, plain))
+    assert 4 * (packed - unpacked).abs().max() < (packed - before).abs().max()
 
 
 def test_a_model_without_an_adapter_is_sent_as_it_is():
@@ -298,7 +314,9 @@ REFUSED = {
     "--ds.lora.rank 0 --ds.lora.alpha 8": "--ds.lora.alpha has no effect without --ds.lora.rank: give it",
     "--ds.lora.rank 0 --ckpt.merge_lora": "--ckpt.merge_lora has no effect without --ds.lora.rank: give it",
     "--ds.lora.dropout 0.1": "--ds.lora.dropout cannot be used with --loss apo: drop it, or use --loss openrlhf",
-    "--ds.load_in_4bit": "--ds.load_in_4bit cannot be used: drop it",
+    "--ds.load_in_4bit": "--ds.load_in_4bit needs --ds.param_dtype bf16, not fp32",
+    "--ds.load_in_4bit --ds.param_dtype bf16 --ds.zero_stage 3": "--ds.load_in_4bit needs --ds.zero_stage 0, 1 or 2",
+    "--ds.load_in_4bit --ds.lora.rank 0": "--ds.load_in_4bit has no effect without --ds.lora.rank: give it",
     "--apo.sync openrlhf --apo.device cuda": "--apo.sync openrlhf cannot be used with --ds.lora.rank: drop it",
     "--ds.tensor_parallel_size 2 --actor.num_gpus_per_node 2 --apo.device cuda --ds.param_dtype bf16": (
         "--ds.tensor_parallel_size cannot be used with --ds.lora.rank"
@@ -361,7 +379,8 @@ class Keep:
 
 torch.set_num_threads(1)
 policy.bucket_bytes = lambda: 50_000
-path, folder, dtype = sys.argv[1:]
+path, folder, kind = sys.argv[1:]
+packed, dtype = kind == "4bit", "fp32" if kind == "fp32" else "bf16"
 samples = [Sample(0, "p", "", "t", [2, 3], [4, 5, 6], "", [-1.0] * 3, False, 0.0)]
 batch = MicroBatch.of(samples, 0)
 
@@ -371,8 +390,8 @@ def start(stage, resume=None):
     strategy = ApoStrategy(args, RankPlan(), resume)
     strategy.setup_distributed()
     torch.manual_seed(0)
-    model = Actor(path, attn_implementation="sdpa", param_dtype=dtype, lora_rank=2, target_modules="all-linear",
-                  ds_config=strategy.get_ds_train_config())
+    model = Actor(path, attn_implementation="sdpa", param_dtype=dtype, load_in_4bit=packed, lora_rank=2,
+                  target_modules="all-linear", ds_config=strategy.get_ds_train_config())
     optimizer = {"optim": "adam", "adam": ADAM | {"lr": 0.05}, "lr_scheduler": "constant", "max_norm": 0.0,
                  "scheduler_steps": 100}
     actor = policy.PolicyActor.__new__(policy.PolicyActor)
@@ -392,7 +411,7 @@ def step(backend):
     backend.step()
 
 for stage in (0, 1, 2, 3):
-    if dtype == "bf16" and stage == 0:
+    if (dtype == "bf16" and stage == 0) or (packed and stage == 3):
         continue
     actor, backend = start(stage)
     base = log_probs(backend)
@@ -433,7 +452,9 @@ for stage in (0, 1, 2, 3):
         plain.load_state_dict(sent)
         merged = AutoModelForCausalLM.from_pretrained(out + "/merged", dtype=sent["lm_head.weight"].dtype)
         assert all(torch.equal(weight, sent[name]) for name, weight in merged.named_parameters())
-        adapted = AutoModelForCausalLM.from_pretrained(out + "/adapter", dtype=sent["lm_head.weight"].dtype)
+        as_trained = {"quantization_config": actor.actor.model.module.config.quantization_config} if packed else {}
+        adapted = AutoModelForCausalLM.from_pretrained(
+            out + "/adapter", dtype=sent["lm_head.weight"].dtype, **as_trained)
         for model in (plain, adapted):
             logits = model(batch.sequences).logits.float().log_softmax(-1)[:, :-1]
             got = logits.gather(-1, batch.sequences[:, 1:, None])[..., 0] * batch.action_mask
@@ -442,7 +463,8 @@ for stage in (0, 1, 2, 3):
              for root, _, names in os.walk(out + "/ckpt") for name in names if name.endswith("model_states.pt")]
     for state in saved:
         held = {**(state["module"] or {}), **(state.get("frozen_param_fragments") or {})}
-        assert all(".lora_" in name for name in held), (stage, [n for n in held if ".lora_" not in n][:3])
+        held = {name for name in held if ".base_layer.weight." not in name}  # the scales of packed weights
+        assert held and all(".lora_" in name for name in held), (stage, [n for n in held if ".lora_" not in n][:3])
     dist.barrier()
 
     step(backend)
@@ -458,6 +480,6 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_deepspeed_keeps_sends_and_saves_the_adapter(tiny_model, tmp_path, dtype):
-    run_ranks(["-c", STAGES, tiny_model, str(tmp_path), dtype], 2, tmp_path)
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "4bit"])
+def test_deepspeed_keeps_sends_and_saves_the_adapter(tiny_model, tmp_path, kind):
+    run_ranks(["-c", STAGES, tiny_model, str(tmp_path), kind], 2, tmp_path)

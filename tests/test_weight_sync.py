@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_models import save_experts
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -16,7 +17,7 @@ from openrlhf_apo.cluster.buckets import pack
 from openrlhf_apo.cluster.engine import CPU_KV_CACHE_BYTES, RolloutActor, cpu_kv_cache_bytes
 from openrlhf_apo.cluster.weight_check import compare_weight_sums
 
-path = sys.argv[1]
+path, fused, experts = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
 settings = {
     "model": path, "worker_extension_cls": "openrlhf_apo.cluster.vllm_worker.WeightWorker",
     "distributed_executor_backend": "uni", "dtype": "float32", "max_model_len": 64, "enforce_eager": True,
@@ -42,12 +43,14 @@ except RunError as error:
 else:
     raise AssertionError("stale weights were not noticed")
 weights = [(name, w.detach()) for name, w in model.named_parameters()]
-assert "model.layers.1.mlp.gate_up_proj.weight" in engine.workers("unwritten_weights")[0]
+assert fused in engine.workers("unwritten_weights")[0]
 for bucket in weights[:5], weights[5:]:
     engine.workers("load_bucket", *pack(bucket, "cpu"))
+engine.workers("finish_sync")
 assert engine.workers("unwritten_weights") == [[]]
-engine.workers("load_bucket", *pack([w for w in weights if "layers.1.self_attn.k_proj" not in w[0]], "cpu"))
-assert engine.workers("unwritten_weights") == [["model.layers.1.self_attn.qkv_proj.weight"]]
+if not experts:  # of which every sync is a whole one
+    engine.workers("load_bucket", *pack([w for w in weights if "layers.1.self_attn.k_proj" not in w[0]], "cpu"))
+    assert engine.workers("unwritten_weights") == [["model.layers.1.self_attn.qkv_proj.weight"]]
 compare_weight_sums(sums(), *engine.weight_sums())
 with torch.no_grad():
     model.model.layers[1].self_attn.k_proj.weight[3, 5] += 1e-3
@@ -59,6 +62,15 @@ else:
     raise AssertionError("one changed weight was not noticed")
 with torch.no_grad():
     model.model.layers[1].self_attn.k_proj.weight[3, 5] -= 1e-3
+    if experts:
+        model.model.layers[1].mlp.experts.down_proj[3, 5, 7] += 1e-3
+        try:
+            compare_weight_sums(sums(), *engine.weight_sums())
+        except RunError as error:
+            assert "model.layers.1.mlp.experts.routed_experts.w2_weight" in str(error), error
+        else:
+            raise AssertionError("one changed weight of an expert was not noticed")
+        model.model.layers[1].mlp.experts.down_proj[3, 5, 7] -= 1e-3
 
 def generate(temperature):
     settings = SamplingSettings(2, temperature, 1.0, 12, 64, 0)
@@ -76,6 +88,10 @@ print("all held")
 """
 
 
-def test_engine_holds_the_weights_it_was_given(tiny_model):
-    result = subprocess.run([sys.executable, "-c", SCRIPT, tiny_model], capture_output=True, text=True, timeout=200)
+@pytest.mark.parametrize("experts", [False, True])
+def test_engine_holds_the_weights_it_was_given(tiny_model, tmp_path, experts):
+    path = save_experts(tiny_model, tmp_path) if experts else tiny_model
+    fused = "experts.routed_experts.w13_weight" if experts else "gate_up_proj.weight"
+    command = [sys.executable, "-c", SCRIPT, path, f"model.layers.1.mlp.{fused}", str(experts)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert "all held" in result.stdout, result.stderr[-3000:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 
 def tiny_qwen3(vocabulary: int, tied: bool = False) -> PreTrainedModel:
@@ -23,6 +23,20 @@ def tiny_qwen3(vocabulary: int, tied: bool = False) -> PreTrainedModel:
         tie_word_embeddings=tied,
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def save_experts(dense: str, to: Path) -> str:
+    """A mixture of four experts, two for each token, of the shape and with the tokenizer of a folder's dense model."""
+    shutil.copytree(dense, to, dirs_exist_ok=True)
+    torch.manual_seed(0)
+    shape = Qwen3Config.from_pretrained(dense).to_dict()
+    for name in ("model_type", "architectures", "layer_types"):
+        del shape[name]
+    config = Qwen3MoeConfig(
+        **shape, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(to)
+    return str(to)
 
 
 def save_reward_model(policy: str, to: Path, head: str = "score", **config) -> str:

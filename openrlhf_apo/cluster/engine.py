@@ -341,6 +341,7 @@ class RayEngine:
         if self.plan.prefix_caching:
             self._all("reset_prefix_cache")
         self.policy.call_actors("send_weights")
+        self._all("workers", "finish_sync")
 
     def check_weights(self) -> None:
         """That every weight of the engine was written, and Σ w and Σ w² of every tensor. The sums of sharded engines

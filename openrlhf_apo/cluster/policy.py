@@ -16,8 +16,9 @@ from openrlhf_apo.errors import RunError
 from openrlhf_apo.ranks.deepspeed.anchor_weights import AdapterAnchor, AnchorWeights
 from openrlhf_apo.ranks.deepspeed.backend import DeepSpeedBackend
 from openrlhf_apo.ranks.deepspeed.weight_average import WeightAverage, writable
+from openrlhf_apo.ranks.engine_weights import engine_weights
 from openrlhf_apo.ranks.learner import Learner
-from openrlhf_apo.ranks.lora import Adapter, engine_weights
+from openrlhf_apo.ranks.lora import Adapter
 from openrlhf_apo.trainer.handles import EMA_FOLDER
 from openrlhf_apo.trainer.layout import MicroBatchLimit
 from openrlhf_apo.trainer.samples import Sample
@@ -126,8 +127,8 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         module, strategy = self.actor.model.module, self.strategy
         weights = engine_weights(module)
         whole = strategy.ds_tensor_parallel_size  # shards make one
-        numels = [(each.weight.ds_numel if strategy.stage == 3 else each.weight.numel()) * whole for each in weights]
-        sizes = [numel * each.weight.itemsize for numel, each in zip(numels, weights, strict=True)]
+        sharded = strategy.stage == 3
+        sizes = [w.weight.ds_numel * w.weight.itemsize if sharded else w.nbytes * whole for w in weights]
         for run in bounded_runs(sizes, bucket_bytes()):
             bucket = weights[run.start : run.stop]
             with strategy.gathered(module, [part for each in bucket for part in each.parts]):

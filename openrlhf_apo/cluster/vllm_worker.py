@@ -4,25 +4,40 @@ import torch
 import torch.distributed as dist
 from openrlhf.trainer.ray.utils import get_physical_gpu_id
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from openrlhf_apo.cluster.buckets import Slot, unpack
 from openrlhf_apo.cluster.weight_check import unwritten
 from openrlhf_apo.cluster.weight_sync import broadcast, sync_group
+from openrlhf_apo.cpu import has_cuda
+from openrlhf_apo.cpu.patches import pack_experts_again
 
 
 class WeightWorker(WorkerWrap):
     # Since the last look at them: the checkpoint's names that came, and vLLM's parameters that it says it wrote.
     sent: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
+    syncing = False  # experts, which takes a beginning and an end
     sync_group: dist.ProcessGroup
 
     def load_bucket(self, slots: list[Slot], buffer: torch.Tensor) -> None:
         model = self.model_runner.model
+        if not self.syncing and any(".experts." in name for name, _ in model.named_parameters()):
+            initialize_layerwise_reload(model)
+            self.syncing = True
         written = model.load_weights(unpack(slots, buffer))
         if written is None:  # some models say nothing: taken for all, as vLLM's own loader does
             written = {name for name, _ in model.named_parameters()}
         self.sent |= {slot.name for slot in slots}
         self.written |= written
+
+    def finish_sync(self) -> None:
+        """After the last bucket. vLLM may keep experts in an order of its kernels, to which it brings them now."""
+        if self.syncing:
+            finalize_layerwise_reload(self.model_runner.model, self.model_config)
+            if not has_cuda():
+                pack_experts_again(self.model_runner.model)
+            self.syncing = False
 
     def join_sync_group(self, address: str, port: int, offset: int, world_size: int, backend: str) -> None:
         self.sync_group = sync_group(address, port, offset + self.rank, world_size, backend)

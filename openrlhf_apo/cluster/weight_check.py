@@ -7,6 +7,9 @@ from openrlhf_apo.errors import RunError
 
 logger = logging.getLogger(__name__)
 
+# vLLM's tensors of a layer's experts, and what transformers calls them.
+EXPERTS = {"w13_weight": "gate_up_proj", "w2_weight": "down_proj"}
+
 
 def unwritten(
     names: Iterable[str], sent: frozenset[str], written: frozenset[str], packed: dict[str, list[str]]
@@ -14,10 +17,11 @@ def unwritten(
     """Those of vLLM's parameters that a sync passed over: vLLM does not say it wrote them (`written`), or some of the
     checkpoint's weights that a fused one holds did not come (`sent`). packed: as in `compare_weight_sums`."""
     missing = []
+    written = frozenset(map(_plain, written))
     for name in names:
         came = [part in sent for part in checkpoint_names(name, packed)]
-        # None came: the experts of a mixture, whose checkpoint names cannot be told, so vLLM's word is taken.
-        if name not in written or (any(came) and not all(came)):
+        # None came: what has another name in a checkpoint, so vLLM's word is taken.
+        if _plain(name) not in written or (any(came) and not all(came)):
             missing.append(name)
     return missing
 
@@ -34,8 +38,8 @@ def refuse_unwritten(missing: list[str]) -> None:
 def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]]) -> None:
     """Raise RunError naming the first of the engine's tensors whose (Σ w, Σ w²) is not that of the policy's.
 
-    packed: {fused module: the checkpoint's modules}, whose sums add up. Tensors that vLLM fuses in other ways (the
-    experts of a mixture) cannot be told from names; they are named in the log, and left to `rollout_mismatch`.
+    packed: {fused module: the checkpoint's modules}, whose sums add up. Tensors that vLLM fuses in other ways cannot
+    be told from names; they are named in the log, and left to `rollout_mismatch`.
     """
     unknown = []
     for name, sums in loaded.items():
@@ -58,8 +62,17 @@ def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]
         logger.warning("%d of %d engine weights cannot be checked: %s", len(unknown), len(loaded), ", ".join(unknown))
 
 
+def _plain(name: str) -> str:
+    """Without the module that vLLM has around a layer's experts, and leaves out where it says what it wrote."""
+    return name.replace(".experts.routed_experts.", ".experts.")
+
+
 def checkpoint_names(name: str, packed: dict[str, list[str]]) -> list[str]:
-    """The checkpoint's names behind a vLLM parameter: fused modules hold several."""
+    """The policy's names behind a vLLM parameter: fused modules hold several."""
+    layer, experts, tail = name.partition(".experts.")
+    kind = tail.rpartition(".")[2]
+    if kind in EXPERTS:
+        return [layer + experts + EXPERTS[kind]]
     for fused, parts in packed.items():
         if f".{fused}." in name:
             return [name.replace(f".{fused}.", f".{part}.") for part in parts]

@@ -134,6 +134,16 @@ def keep_vllm_weights_unpacked() -> None:
     upstream.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
 
 
+def pack_experts_again(model: torch.nn.Module) -> None:
+    """vllm/model_executor/layers/fused_moe/unquantized_fused_moe_method.py:150 packs a layer's experts for its CPU
+    kernel when the model is loaded, and not when weights are loaded again.
+    """
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and "w13_weight" in layer._parameters:
+            kernel.fused_experts.process_weights_after_loading(layer)
+
+
 @contextmanager
 def without_deepspeed() -> Iterator[None]:
     """accelerate/utils/other.py:310 imports deepspeed where it is installed, 2 s and 70 MB, when transformers saves

@@ -73,6 +73,10 @@ def _check_lora(args: SimpleNamespace) -> None:
             "--ds.tensor_parallel_size cannot be used with --ds.lora.rank: drop one (DeepSpeed would split the layers "
             "inside the adapter's)"
         )
+    if args.ds.load_in_4bit and args.ds.param_dtype != "bf16":
+        raise OptionError(f"--ds.load_in_4bit needs --ds.param_dtype bf16, not {args.ds.param_dtype}")
+    if args.ds.load_in_4bit and args.ds.zero_stage == 3:
+        raise OptionError("--ds.load_in_4bit needs --ds.zero_stage 0, 1 or 2: ZeRO-3 cannot shard packed weights")
     if args.train.enable_ema:
         raise OptionError(
             "--train.enable_ema cannot be used with --ds.lora.rank: drop one (OpenRLHF averages two models that must "

@@ -11,6 +11,7 @@ from openrlhf_apo.trainer.model_folder import ADAPTER, is_adapter
 
 
 def check_model(args: SimpleNamespace) -> None:
+    """Also chooses the weight sync of a mixture of experts."""
     model = args.actor.model_name_or_path
     if is_adapter(model):
         model = _base_of_adapter(args)
@@ -153,8 +154,10 @@ def _brings_code(path: str) -> bool:
 
 
 def _check_experts(args: SimpleNamespace, config: dict) -> None:
-    model = args.actor.model_name_or_path
-    if args.ds.experts_implementation and not any("experts" in key for key in config):
+    model, experts = args.actor.model_name_or_path, any("experts" in key for key in config)
+    if experts and args.runtime == "ray" and args.apo.sync is None:
+        args.apo.sync = "buckets"  # after the last of which vLLM brings the experts into the order of its kernel
+    if args.ds.experts_implementation and not experts:
         raise OptionError(f"--ds.experts_implementation has no effect: {model} has no experts; drop it")
     if args.actor.aux_loss_coef > 0 and "output_router_logits" not in config:
         raise OptionError(f"--actor.aux_loss_coef has no effect: {model} has no balancing loss; drop it")

@@ -230,7 +230,7 @@ CONDITIONS = [
         lambda v: not v["actor.gradient_checkpointing_enable"],
     ),
     Condition(
-        "ds.lora.alpha ds.lora.dropout ds.lora.target_modules ckpt.merge_lora",
+        "ds.lora.alpha ds.lora.dropout ds.lora.target_modules ds.load_in_4bit ckpt.merge_lora",
         "without --ds.lora.rank",
         lambda v: v["ds.lora.rank"] == 0,
         "give it, or drop this one",

@@ -85,8 +85,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--apo.sync",
         choices=["openrlhf", "buckets"],
-        help="how weights get to the engines: tensor by tensor, or many at once (default openrlhf; buckets on a CPU "
-        "and with --ds.lora.rank)",
+        help="how weights get to the engines: tensor by tensor, or many at once (default openrlhf; buckets on a CPU, "
+        "with --ds.lora.rank and for a mixture of experts)",
     )
     add(
         "--apo.max_mismatch",

@@ -4,7 +4,7 @@ When a flag that works has no effect all the same, for want of another flag, is 
 """
 
 from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
-from openrlhf_apo.options.uses import GPU, Flag, Use, broken, differs, gpu, nowhere, only_openrlhf, ours, works
+from openrlhf_apo.options.uses import GPU, Flag, Use, differs, gpu, nowhere, only_openrlhf, ours, works
 from openrlhf_apo.trainer.handles import EMA_FOLDER
 
 COUNT = {"within": "[1, inf)"}
@@ -170,8 +170,9 @@ FLAGS: dict[str, Flag] = {
     "ds.enable_sleep": gpu("with --ds.zero_stage 1, 2 or 3; at 3 DeepSpeed compiles its own Adam, by a CUDA toolkit"),
     "ds.experts_implementation": works("for a mixture of experts"),
     "ds.grad_accum_dtype": works("with --ds.zero_stage 0 that of the parameters", choices=("fp32", "bf16", "fp16")),
-    "ds.load_in_4bit": broken(
-        "the engine is handed whole weights, and those of a packed base are not unpacked for it"
+    "ds.load_in_4bit": differs(
+        "with --ds.lora.rank and --ds.param_dtype bf16, below --ds.zero_stage 3; the engine gets the base unpacked",
+        package="bitsandbytes",
     ),
     "ds.lora.alpha": works(within="(0, inf)"),
     "ds.lora.dropout": ours(_NO_DROPOUT, within="[0, 1)"),

@@ -55,10 +55,6 @@ def nowhere(why: str) -> Flag:
     return _everywhere(Use("refused", why, "has no effect here: drop it"))
 
 
-def broken(why: str) -> Flag:
-    return _everywhere(Use("refused", why, "cannot be used: drop it"))
-
-
 def only_openrlhf(why: str, use: Use = WORKS, **limits) -> Flag:
     """why: what has its place under other losses."""
     no = Use("refused", why, "has no effect with --loss {loss}: drop it, or use --loss openrlhf")

@@ -1,28 +1,27 @@
 """LoRA: a policy of which only an adapter trains, W + α/r · B A on its linear layers, as OpenRLHF's Actor builds it.
 
 The base model and older versions of the policy are the same model with another adapter, so a reference or an anchor
-costs the adapter's kilobytes. An engine gets whole weights, merged into tensors of their own: merging in place and
-taking it back would change the policy's by rounding.
+costs the adapter's kilobytes. What an engine gets is in engine_weights.py.
 
-Reference: Hu et al., arXiv 2106.09685.
+References: Hu et al., arXiv 2106.09685; Dettmers et al., arXiv 2305.14314 (a base in 4 bits).
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from openrlhf_apo.ranks.backend import Weights
+from openrlhf_apo.ranks.engine_weights import ADAPTER, engine_weights
 
-ADAPTER = "default"  # peft's name of the only one
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
@@ -62,46 +61,6 @@ class Adapter:
             self.numbers(self.parameters[name]).copy_(value)
 
 
-@dataclass(frozen=True)
-class EngineWeight:
-    """A weight under the name that the base model has for it, and the adapter's layer around it, if any."""
-
-    name: str
-    weight: Parameter
-    layer: LoraLayer | None = None
-
-    @property
-    def parts(self) -> list[Parameter]:
-        """What it is made of."""
-        return [self.weight] if self.layer is None else [self.weight, *self._factors()]
-
-    def merged(self) -> Tensor:
-        """W + α/r · B A, computed in float32 and rounded once to the dtype of W. The policy keeps what it has."""
-        if self.layer is None:
-            return self.weight.detach()
-        a, b = (factor.detach().float() for factor in self._factors())
-        product = b @ a
-        if self.layer.fan_in_fan_out:  # GPT-2 has its matrices the other way round
-            product = product.T
-        return (self.weight.detach().float() + self.layer.scaling[ADAPTER] * product).to(self.weight.dtype)
-
-    def _factors(self) -> tuple[Parameter, Parameter]:
-        return self.layer.lora_A[ADAPTER].weight, self.layer.lora_B[ADAPTER].weight
-
-
-def engine_weights(model: nn.Module) -> list[EngineWeight]:
-    """All weights of the model, in its order; the adapter's are in those of its layers."""
-    if not isinstance(model, PeftModel):
-        return [EngineWeight(name, weight) for name, weight in model.named_parameters()]
-    base = model.get_base_model()
-    layers = {f"{name}.base_layer.weight": m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
-    return [
-        EngineWeight(name.replace(".base_layer.", "."), weight, layers.get(name))
-        for name, weight in base.named_parameters()
-        if not weight.requires_grad
-    ]
-
-
 def save_trained(
     model: PeftModel,
     folder: str,
@@ -122,7 +81,7 @@ def save_trained(
                 if writes:
                     tensors[each.name] = each.merged().cpu().clone()
         if writes:
-            model.get_base_model().save_pretrained(folder, state_dict=tensors)
+            _plain(model.get_base_model()).save_pretrained(folder, state_dict=tensors)
         return
     for name, weight in Adapter(model).parameters.items():
         with gathered([weight]):
@@ -133,3 +92,14 @@ def save_trained(
         kept = get_peft_model_state_dict(model, tensors, save_embedding_layers=False)
         save_file(kept, os.path.join(folder, WEIGHTS_FILE), {"format": "pt"})
         model.peft_config[ADAPTER].save_pretrained(folder)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The model or, of one in 4 bits, what it was before, without weights: transformers writes a packed model's folder
+    for packed weights alone."""
+    config = copy.deepcopy(model.config)
+    if not hasattr(config, "quantization_config"):
+        return model
+    del config.quantization_config
+    with torch.device("meta"):
+        return type(model)(config)

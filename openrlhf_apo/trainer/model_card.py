@@ -68,7 +68,8 @@ def _adapter(settings: dict) -> str:
     if not settings["ds.lora.rank"]:
         return ""
     where = _words(settings["ds.lora.target_modules"])
-    return f"LoRA of rank {settings['ds.lora.rank']}, alpha {settings['ds.lora.alpha']}, on {where}"
+    packed = " of a base in 4 bits" if settings["ds.load_in_4bit"] else ""
+    return f"LoRA of rank {settings['ds.lora.rank']}, alpha {settings['ds.lora.alpha']}, on {where}{packed}"
 
 
 def _reward(plan: RunPlan) -> str:

@@ -39,6 +39,9 @@ class DeepSpeedBackend:
         self.strategy, self.policy, self.scheduler, self.anchor = strategy, policy, scheduler, anchor
         self.adapter, self.ema, self.ema_beta = adapter, ema, ema_beta
         self.models = {"policy": policy, "reference": reference, "anchor": anchor and anchor.model}
+        for config in (model.model.module.config for model in self.models.values() if model is not None):
+            if hasattr(config, "output_router_logits"):  # OpenRLHF's Actor asks for them, for its balancing loss
+                config.output_router_logits = False
         policy.eval()
         self.vocabulary = policy.model.module.get_input_embeddings().num_embeddings
         self.blockwise = strategy.ring_attn_group is None and has_plain_head(policy.model)
