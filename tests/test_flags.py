@@ -330,7 +330,6 @@ def test_a_flag_without_what_it_needs_is_refused(argv, message, tmp_path):
         (f"{ASYNC} --train.colocate_all", "--train.colocate_all cannot be used with --train.async_enable"),
         (f"{ASYNC} --train.colocate_all --vllm.enable_sleep", "cannot be used with --train.async_enable: drop one"),
         ("--vllm.sync_with_ray --train.colocate_all", "where weights travel by CUDA IPC"),
-        ("--vllm.tensor_parallel_size 2 --apo.check_weights", "an engine's shards are not compared"),
         # OpenRLHF would change them without an error.
         ("--vllm.enable_sleep", "--vllm.enable_sleep True would become False"),
         (

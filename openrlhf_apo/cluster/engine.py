@@ -115,8 +115,8 @@ class RolloutActor:
         """WeightWorker.method(*arguments) in each of the engine's workers."""
         return self.llm.collective_rpc(method, args=arguments)
 
-    def weight_sums(self) -> tuple[dict, dict]:
-        return self.llm.collective_rpc("weight_sums")[0], self.llm.collective_rpc("packed_modules")[0]
+    def weight_sums(self) -> tuple[list[dict], dict]:
+        return self.workers("weight_sums"), self.workers("packed_modules")[0]
 
     def init_process_group(self, address, port, rank_offset, world_size, group_name, backend, use_ray):
         return self.llm.collective_rpc(
@@ -344,18 +344,15 @@ class RayEngine:
         self._all("workers", "finish_sync")
 
     def check_weights(self) -> None:
-        """That every weight of the engine was written, and Σ w and Σ w² of every tensor. The sums of sharded engines
-        (TP > 1) are not compared: `rollout_mismatch` alone watches those."""
+        """That every weight of the engine was written, and Σ w and Σ w² of every tensor."""
         if self.plan.buckets:
             for workers in self._all("workers", "unwritten_weights"):
                 for missing in workers:
                     refuse_unwritten(missing)
-        if self.plan.tensor_parallel > 1:
-            return
         trained = self.policy.call_actors("weight_sums")[0]
         refs = [engine.weight_sums.remote() for engine in self.engines]
-        for loaded, packed in get_all(refs, self.plan.timeout, "weight check"):
-            compare_weight_sums(trained, loaded, packed)
+        for workers, packed in get_all(refs, self.plan.timeout, "weight check"):
+            compare_weight_sums(trained, workers, packed)
 
     def _all(self, method: str, *arguments) -> list:
         refs = [getattr(engine, method).remote(*arguments) for engine in self.engines]

@@ -35,31 +35,56 @@ def refuse_unwritten(missing: list[str]) -> None:
         )
 
 
-def compare_weight_sums(trained: dict, loaded: dict, packed: dict[str, list[str]]) -> None:
-    """Raise RunError naming the first of the engine's tensors whose (Σ w, Σ w²) is not that of the policy's.
+Sums = dict[str, tuple[float, float]]  # {name: (Σ w, Σ w²)}, in float64
 
-    packed: {fused module: the checkpoint's modules}, whose sums add up. Tensors that vLLM fuses in other ways cannot
-    be told from names; they are named in the log, and left to `rollout_mismatch`.
+
+def compare_weight_sums(trained: Sums, workers: list[Sums], packed: dict[str, list[str]]) -> None:
+    """Raise RunError naming the first of the engine's tensors whose sums are not those of the policy's.
+
+    workers: of one engine, which share its tensors among them (tensor parallelism). packed: {fused module: the
+    checkpoint's modules}, whose sums add up. Tensors that vLLM fuses in other ways cannot be told from names; they are
+    named in the log, and left to `rollout_mismatch`.
     """
     unknown = []
-    for name, sums in loaded.items():
+    for name in workers[0]:
         parts = checkpoint_names(name, packed)
         if parts[0] not in trained and name == "lm_head.weight":
             continue  # tied: the embedding, checked under its own name
         if any(part not in trained for part in parts):
             unknown.append(name)
             continue
-        expected = [sum(trained[part][k] for part in parts) for k in (0, 1)]
-        # Sums of equal numbers in another order differ by rounding alone.
-        if any(abs(a - b) > 1e-9 * max(1.0, expected[1]) for a, b in zip(sums, expected, strict=True)):
+        shares, wholes = [worker[name] for worker in workers], [trained[part] for part in parts]
+        if not _are_made_of(shares, wholes):
             raise RunError(
-                f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {tuple(sums)} instead of "
-                f"{tuple(expected)}): rollouts would come from another model"
+                f"the engine's weight {name} is not the policy's after a sync (Σw, Σw²: {_added(shares)} instead of "
+                f"{_added(wholes)}): rollouts would come from another model"
             )
-    if len(unknown) == len(loaded):
+    if len(unknown) == len(workers[0]):
         raise RunError(f"no weight of the engine has the name of one of the policy's ({unknown[0]}, ...)")
     if unknown:
-        logger.warning("%d of %d engine weights cannot be checked: %s", len(unknown), len(loaded), ", ".join(unknown))
+        logger.warning(
+            "%d of %d engine weights cannot be checked: %s", len(unknown), len(workers[0]), ", ".join(unknown)
+        )
+
+
+def _are_made_of(shares: list[tuple[float, float]], parts: list[tuple[float, float]]) -> bool:
+    """shares: a tensor's sums in each worker. Each has all of it, or they have it together; together with keys and
+    values several times over, where those have fewer heads than the engine has workers."""
+    counts = [[1, n, n] for n in range(2, len(shares) + 1) if len(parts) == 3 and len(shares) % n == 0]
+    whole = _added(parts)
+    return all(_near(share, whole) for share in shares) or any(
+        _near(_added(shares), _added([(n * s, n * s2) for n, (s, s2) in zip(count, parts, strict=True)]))
+        for count in [[1] * len(parts), *counts]
+    )
+
+
+def _added(sums: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(first for first, _ in sums), sum(second for _, second in sums)
+
+
+def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Sums of equal numbers in another order differ by rounding alone."""
+    return all(abs(a - b) <= 1e-9 * max(1.0, other[1]) for a, b in zip(one, other, strict=True))
 
 
 def _plain(name: str) -> str:

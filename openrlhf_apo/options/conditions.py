@@ -117,11 +117,6 @@ CONDITIONS = [
         lambda v: bool(v["apo.load_rollouts"]) and _length_unused(v),
     ),
     Condition(
-        "apo.check_weights",
-        "with --vllm.tensor_parallel_size above 1, as an engine's shards are not compared",
-        lambda v: v["vllm.tensor_parallel_size"] > 1,
-    ),
-    Condition(
         "rollout.max_engine_restarts",
         "where weights do not go to the engines in buckets, as the policy cannot join a new engine then",
         lambda v: has_cuda() if v["apo.sync"] is None else v["apo.sync"] != "buckets",
