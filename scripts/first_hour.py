@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/first_hour.py /tmp/first_hour
 
-The argument is where the clone goes; three quarters of an hour on two cores. Programs and flags are those of
+The argument is where the clone goes; half an hour on two cores. Programs and flags are those of
 docs/quick_start.md and docs/own_loss.md, as they stand there; the mistakes those of tests/test_typing_mistakes.py.
 """
 
@@ -29,10 +29,10 @@ def main() -> None:
     clone = parser.parse_args().folder.resolve()
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in {"walk": walk(clone), "mistakes": mistakes(clone)}.items():
+    for name, made in {"walk": walk(clone), "mistakes": mistakes(clone)}.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page = block.sub(lambda found, table=table: found[1] + table + found[2], page)
-        PAGE.write_text(page, encoding="utf-8")
+        page = block.sub(lambda found, made=made: found[1] + made + found[2], page)
+    PAGE.write_text(page, encoding="utf-8")
 
 
 def walk(clone: Path) -> str:
@@ -46,12 +46,14 @@ def walk(clone: Path) -> str:
     trained = own.removesuffix("--dry_run").strip()
     mine = re.sub("runs/sums", "runs/my_loss", trained)
     python = ".venv/bin/python -m openrlhf_apo.cli"
-    more = "--data.max_samples 320 --ckpt.output_dir runs/more --ckpt.path runs/more/ckpt"
-    longer, held_out = more.replace("320", "640"), ".cache/tiny/eval.jsonl --config configs/tiny_cpu.yaml"
+    held_out = ".cache/tiny/eval.jsonl --config configs/tiny_cpu.yaml"
+    long = (
+        f"{python}.train_apo_ray --config configs/tiny_cpu.yaml --ckpt.output_dir runs/long --ckpt.path runs/long/ckpt"
+    )
     lines = len(f"{data}{reward}".splitlines())
     tiny = "bash examples/scripts/train_apo_tiny_cpu.sh"
     steps = [
-        ("README's first command: install, make a model, train", tiny, "reward|pass@1|time"),
+        ("Install, make a model, train", tiny, "reward|pass@1|time"),
         ("Look at a group of answers", f"{python}.samples runs/tiny_seed1", "rollout|group"),
         ("Score the model", f"{python}.evaluate runs/tiny_seed1 {held_out}", ""),
         (f"Own data and reward ({lines} lines of Python): the data", ".venv/bin/python my_data.py", ""),
@@ -60,17 +62,16 @@ def walk(clone: Path) -> str:
         (f"Own loss ({len(loss.splitlines())} lines): check it", f"{python}.check_loss my_loss.py", ""),
         ("Train with it", f"{mine} --loss_path my_loss.py --loss my_adpo_softmax", "reward|time"),
         ("From Python", ".venv/bin/python examples/python/train_in_python.py", ""),
-        ("Five rollouts, with a checkpoint after each", f"{tiny} {more} --ckpt.save_steps 1", "reward"),
-        ("Go on from the last of them, twice as long", f"{tiny} {longer} --ckpt.load_enable", "reward"),
+        ("Ctrl-C after 30 s", f"timeout --preserve-status -s INT 30 {long}", "kept|error"),
+        ("Go on from there", f"{long} --ckpt.load_enable", "resum|reward"),
         ("Look at the machine", f"{python}.doctor", ""),
-        ("README's second command: the tests", "bash tests/run.sh", "passed|failed"),
     ]
     rows = ["| | seconds | exit code |", "| --- | ---: | ---: |"]
     for number, (title, line, pattern) in enumerate(steps, 1):
         code, seconds, output = run(line, clone)
         print(number, title, code, f"{seconds:.0f} s", flush=True)
         shown = [each for each in output if re.search(pattern, each)][-3:] if pattern else output[-1:]
-        seen = "<br>".join(f"`{each.strip()}`" for each in shown)
+        seen = "<br>".join(f"`{escaped(each)}`" for each in shown)
         rows.append(f"| **{number}. {title}**<br>`{line}`<br>{seen} | {seconds:.0f} | {code} |")
     return "\n".join(rows) + "\n"
 
@@ -89,9 +90,13 @@ def mistakes(clone: Path) -> str:
         print(mistake, code, f"{seconds:.1f} s", flush=True)
         times.append(seconds)
         answer = output[-1] if code == 2 and len(output) == 1 else f"exit code {code}, {len(output)} lines"
-        rows.append(f"| `{mistake.format(**names)}` | {answer.replace('|', chr(92) + '|')} | {seconds:.1f} |")
+        rows.append(f"| `{mistake.format(**names)}` | {escaped(answer)} | {seconds:.1f} |")
     head = f"{len(rows)} mistakes. The answer took {median(times):.1f} s in the middle, {max(times):.1f} s at most.\n"
     return "\n".join([head, "| typed | answer | seconds |", "| --- | --- | ---: |", *rows]) + "\n"
+
+
+def escaped(line: str) -> str:
+    return line.strip().replace("|", r"\|")
 
 
 def blocks(clone: Path, page: str, language: str, *words: str) -> list[str]:
