@@ -66,14 +66,15 @@ def cell_table(cell: str, baseline: str) -> list[str]:
     different = f"{held_out.rpartition('/')[0]}/distinct_right"
     columns = {"final_reward": "reward", held_out: "held-out", best: "best of 8"}
     columns |= {different: "different", shifted: "shifted", "final_entropy": "entropy"}
-    columns = {key: name for key, name in columns.items() if key in rows[0]}
+    columns |= {"final_alpha": "α"}  # of losses that have one
+    columns = {key: name for key, name in columns.items() if any(key in row for row in rows)}
     differing = ["final_reward", held_out, best]
     head = ["arm", "seeds", *columns.values(), *(f"{columns[key]} − {baseline}" for key in differing)]
     lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     theirs = [row for row in rows if row["arm"] == baseline]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         ours = [row for row in rows if row["arm"] == arm]
-        cells = [f"{fmean(row[key] for row in ours):.3f}" for key in columns]
+        cells = [f"{fmean(row[key] for row in ours):.3f}" if key in ours[0] else "" for key in columns]
         for key in differing:
             cells.append("" if arm == baseline else difference(ours, theirs, key))
         lines.append(table_row([arm, str(len(ours)), *cells]))
