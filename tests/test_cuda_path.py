@@ -166,18 +166,19 @@ def test_zero_3_sleeps_with_deepspeeds_own_adam(stage, sleeps, torchs, monkeypat
         ("cuda", False, ("Broadcast", 2, "nccl")),
     ],
 )
-def test_the_way_of_the_buckets_follows_the_device_and_the_placement(device, colocated, sender):
+def test_the_way_of_the_buckets_follows_the_device_and_the_placement(device, colocated, sender, calls):
     from openrlhf_apo.cluster import engine
 
     cpu.decide(device)
-    seen = []
     policy = SimpleNamespace(
-        call_actors=lambda method, *arguments: seen.append((method, *arguments)), sleep=lambda: None
+        call_actors=lambda method, *arguments: calls.append((method, *arguments)), sleep=lambda: None
     )
+    member = Recorder(calls, "engine")
     plan = engine.EnginePlan("m", 1, 2, "bf16", 64, 0, False, False, False, 0.5, False, 1.0, colocated, True)
-    engine.RayEngine(["engine"], None, policy, OneToken(), plan).sync_weights()
+    engine.RayEngine([member], None, policy, OneToken(), plan).sync_weights()
     name, *arguments = sender
-    assert seen == [("connect_engines", getattr(engine, name), ["engine"], *arguments), ("send_weights",)]
+    connected = ("connect_engines", getattr(engine, name), [member], *arguments)
+    assert calls == [connected, ("send_weights",), "engine.workers"]  # the last of which finishes the sync
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
