@@ -68,7 +68,7 @@ def cell_table(cell: str, baseline: str) -> list[str]:
     columns |= {different: "different", shifted: "shifted", "final_entropy": "entropy"}
     columns |= {"final_alpha": "α"}  # of losses that have one
     columns = {key: name for key, name in columns.items() if any(key in row for row in rows)}
-    differing = ["final_reward", held_out, best]
+    differing = [key for key in ("final_reward", held_out, best) if key in columns]
     head = ["arm", "seeds", *columns.values(), *(f"{columns[key]} − {baseline}" for key in differing)]
     lines = [table_row(head), table_row(["---"] + ["---:"] * (len(head) - 1))]
     theirs = [row for row in rows if row["arm"] == baseline]
