@@ -3,16 +3,17 @@
 from types import SimpleNamespace
 
 from openrlhf_apo.data.prompt_rows import load_prompts
-from openrlhf_apo.errors import OptionError
+from openrlhf_apo.errors import OptionError, RewardFailure
 from openrlhf_apo.rewards.function import FunctionReward
 from openrlhf_apo.rewards.isolated import IsolatedReward
 from openrlhf_apo.rewards.model import ModelReward, Rate
-from openrlhf_apo.rewards.reward import RewardFunction
+from openrlhf_apo.rewards.reward import Answer, RewardFunction
 from openrlhf_apo.rewards.verifier import MathVerifyReward
 from openrlhf_apo.rewards.weighted import WeightedReward
 from openrlhf_apo.trainer.agents import AgentReward
 from openrlhf_apo.trainer.assemble import Inputs
 from openrlhf_apo.trainer.plan import RewardPart, RewardPlan, RunPlan
+from openrlhf_apo.trainer.prompts import PromptRow
 from openrlhf_apo.trainer.scoring import Scorer
 
 
@@ -45,6 +46,8 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer, rate: Rate | No
             prompt_limit=plan.sampling.prompt_limit,
             **common,
         )
+        if plan.reward.max_failures == 0:
+            _try_reward_files(plan.reward, reward, rows[0])
     if plan.evaluation is not None:
         held_out = load_prompts(
             args,
@@ -55,6 +58,22 @@ def read_inputs(plan: RunPlan, args: SimpleNamespace, tokenizer, rate: Rate | No
             **common,
         )
     return Inputs(plan, rows, held_out, Scorer(reward, plan.reward.max_failures))
+
+
+def _try_reward_files(plan: RewardPlan, reward: RewardFunction, row: PromptRow) -> None:
+    """Call each file once, with a row's prompt and its label as the answer: what fails there would end the run at its
+    first rollout."""
+    response = str(row.label)  # such as an answer may be
+    functions = [part for part, _ in reward.parts.values()] if isinstance(reward, WeightedReward) else [reward]
+    for part, function in zip(plan.parts, functions, strict=True):
+        if part.urls is None or not part.is_file:
+            continue
+        (found,) = function([Answer(row.text, response, row.label)], 0)
+        if isinstance(found, RewardFailure):
+            raise OptionError(
+                f"the reward {part.urls[0]}: for the first row the reward {found} (prompt {row.text[-80:]!r}, "
+                f"response {response!r}, label {row.label!r})"
+            )
 
 
 def _reward(plan: RewardPlan, rate: Rate | None) -> RewardFunction:

@@ -65,7 +65,10 @@ def test_a_run_that_is_asked_to_end_keeps_all_that_was_trained(slow, uninterrupt
 
 def test_asked_twice_it_ends_at_once_and_it_listened_nowhere(short, tmp_path):
     reward = tmp_path / "hangs.py"
-    reward.write_text("import time\ndef reward_func(queries, prompts, labels):\n    time.sleep(600)\n")
+    trial = "{'rewards': [0.0]} if queries[0] == prompts[0] + labels[0]"
+    reward.write_text(
+        f"import time\ndef reward_func(queries, prompts, labels):\n    return {trial} else time.sleep(600)\n"
+    )
     process = start(short, tmp_path / "out", "--reward.remote_url", str(reward))
     log = tmp_path / "out" / "run.log"
     while not (log.exists() and b"optimizer steps in all" in log.read_bytes()):

@@ -49,11 +49,16 @@ def reward_file(tmp_path, expression: str) -> str:
     return str(path)
 
 
+def failing_file(tmp_path, expression: str) -> str:
+    """Right for the trial before the run, whose answer is the label."""
+    return reward_file(tmp_path, f"{{'rewards': [0.0]}} if queries[0] == prompts[0] + labels[0] else {expression}")
+
+
 @pytest.mark.parametrize("isolate", [[], ["--reward.isolate"]], ids=["in_this_process", "isolated"])
 @pytest.mark.parametrize("fault", VALUES)
 def test_a_wrong_value_stops_the_run_with_the_sample_named(short, tmp_path, fault, isolate):
     expression, reason = VALUES[fault]
-    where = [REWARD, reward_file(tmp_path, expression), "--reward.timeout", "1", *isolate]
+    where = [REWARD, failing_file(tmp_path, expression), "--reward.timeout", "1", *isolate]
     start = time.monotonic()
     code, error = outcome(short, tmp_path / "out", *where)
     assert code == 1 and reason in error and "label '" in error, error
@@ -63,9 +68,18 @@ def test_a_wrong_value_stops_the_run_with_the_sample_named(short, tmp_path, faul
 @pytest.mark.parametrize("fault", DEADLY)
 def test_what_kills_its_process_costs_an_isolated_reward_its_sample_only(short, tmp_path, fault):
     expression, reason = DEADLY[fault]
-    where = [REWARD, reward_file(tmp_path, expression), "--reward.timeout", "1", "--reward.isolate"]
+    where = [REWARD, failing_file(tmp_path, expression), "--reward.timeout", "1", "--reward.isolate"]
     code, error = outcome(short, tmp_path / "out", *where)
     assert code == 1 and reason in error, error
+
+
+@pytest.mark.parametrize("isolate", [[], ["--reward.isolate"]], ids=["in_this_process", "isolated"])
+def test_a_file_that_fails_for_the_first_row_is_refused_before_the_run(short, tmp_path, isolate):
+    where = [REWARD, reward_file(tmp_path, "1 / 0"), *isolate]
+    code, error = outcome(short, tmp_path / "out", *where)
+    assert code == 2 and "for the first row the reward raised ZeroDivisionError" in error, error
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+    assert outcome(short, tmp_path / "out", *where, "--reward.max_failures", "1")[0] == 1  # the run's budget decides
 
 
 def test_within_the_budget_the_whole_group_of_a_failure_is_dropped_and_counted(short, tmp_path):
