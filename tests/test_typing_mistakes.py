@@ -104,7 +104,7 @@ MISTAKES = [
     ("--data.apply_chat_template", "has no chat template: leave --data.apply_chat_template out"),
     # The data.
     ("--data.prompt_dataset {here}/nowhere.jsonl", "cannot read the data set"),
-    ("--data.prompt_dataset {here}/words.txt", "words.txt"),
+    ("--data.prompt_dataset {here}/words.txt", "words.txt' is no file of rows: give one that ends with .jsonl"),
     ("--data.prompt_dataset {here}/torn.jsonl", "torn.jsonl"),
     ("--data.prompt_dataset {here}/empty.jsonl", "empty.jsonl"),
     ("--data.prompt_dataset {here}/question.jsonl", "no column 'prompt' (--data.input_key); it has question, answer"),

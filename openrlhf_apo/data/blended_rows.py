@@ -10,12 +10,17 @@ from openrlhf.datasets.utils import blending_datasets
 from openrlhf_apo.data.files import read_jsonl
 from openrlhf_apo.errors import DataError
 
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".py")  # that OpenRLHF's reader takes
+
 
 def read_blended_rows(
     names: str, probabilities: str | None, reader: SimpleNamespace, seed: int, count: int, split: str
 ) -> Dataset:
     """At most `count` rows of each of the data sets, comma-separated `names`. reader: what OpenRLHF takes for a
     strategy. Raises DataError, naming the fix."""
+    for name in names.split(","):  # which the reader would look for on a hub
+        if os.path.isfile(name) and not name.endswith(FILES):
+            raise DataError(f"the data set {name!r} is no file of rows: give one that ends with {', '.join(FILES)}")
     try:
         return blending_datasets(names, probabilities, reader, seed, max_count=count, dataset_split=split)
     except OSError as error:
