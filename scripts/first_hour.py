@@ -19,9 +19,6 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "first_hour.md"
 LIMIT = 3600  # seconds, of one command
 
-sys.path.insert(0, str(ROOT / "tests"))
-from test_typing_mistakes import FILES, MISTAKES, command  # noqa: E402
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,6 +79,9 @@ def walk(clone: Path) -> str:
 
 def mistakes(clone: Path) -> str:
     """One row per mistake in the command that trained: what was typed, the answer, its seconds."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_typing_mistakes import FILES, MISTAKES, command
+
     here = clone / "mistakes"
     for name, text in FILES.items():
         (here / name).parent.mkdir(exist_ok=True, parents=True)
