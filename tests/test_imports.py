@@ -17,6 +17,7 @@ PACKAGE = "openrlhf_apo"
 MAY_IMPORT = {
     "settings": set(),
     "errors": set(),
+    "imports": set(),
     "objectives": {"settings", "errors"},
     "alpha": {"settings", "errors", "objectives"},
     "rewards": {"settings", "errors"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "data": {"errors", "rewards", "trainer"},
     "embedded": {"errors", "trainer", "cpu", "ranks", "data"},
     "options": {"settings", "errors", "objectives", "alpha", "trainer", "cpu"},
-    "cluster": {"errors", "trainer", "cpu", "ranks", "data"},  # as embedded: not options, a run comes as a plan
+    "cluster": {"errors", "imports", "trainer", "cpu", "ranks", "data"},  # as embedded: not options, a run comes as a plan
     "analysis": {"settings", "errors", "objectives", "alpha", "trainer", "cpu", "options"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
