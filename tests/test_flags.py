@@ -159,6 +159,10 @@ def test_every_flag_of_openrlhf_is_in_one_class_and_no_class_is_empty():
         assert pattern[-1] != "*" or not FLAGS.keys() & set(matched), f"{pattern} and one of {matched}"
 
 
+def test_never_to_evaluate_can_be_said_without_a_dataset():
+    assert settings("--eval.steps", "-1").eval.steps == -1
+
+
 def test_conditions_and_cases_name_flags_that_are_there():
     known = {action.dest for action in make_parser()._actions}
     for condition in CONDITIONS:

@@ -210,14 +210,14 @@ def test_weights_that_another_class_has_are_named(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_ray_with_a_reward_model_beside_a_function(flags, tiny_model, tmp_path):
+def test_a_run_on_ray_with_two_actors_of_a_reward_model_beside_a_function(flags, tiny_model, tmp_path):
     reward_model = save_reward_model(tiny_model, tmp_path / "model", mean=0.3, std=2.5)
     (tmp_path / "digits.py").write_text(DIGITS_REWARD)
     more = ["--reward", str(tmp_path / "digits.py"), "--reward.model_name_or_path", reward_model]
-    more += ["--reward.weights", "0", "1", "--reward.normalize_enable"]
-    more += ["--apo.save_rollouts", f"{tmp_path}/rollouts"]
+    more += ["--reward.weights", "0", "1", "--reward.normalize_enable", "--reward.num_gpus_per_node", "2"]
+    more += ["--apo.save_rollouts", f"{tmp_path}/rollouts", "--rollout.vllm_generate_batch_size", "12"]
     rows = succeed(without_reward(flags), tmp_path, *FEW, *more)
-    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [1, 2] and rows[0]["surplus_groups"] == 4
     ids, rewards = saved_rewards(tmp_path)
     assert rewards == pytest.approx(openrlhfs(reward_model, ids, normalize=True), abs=1e-4)
     for row in rows:

@@ -162,9 +162,12 @@ CONDITIONS = [
     ),
     # Evaluation, checkpoints, trackers.
     Condition(
-        "eval.split eval.temperature eval.n_samples_per_prompt eval.steps eval.ends",
+        "eval.split eval.temperature eval.n_samples_per_prompt eval.ends",
         "without --eval.dataset",
         lambda v: not v["eval.dataset"],
+    ),
+    Condition(  # -1, never, is what OpenRLHF's scripts say
+        "eval.steps", "without --eval.dataset", lambda v: not v["eval.dataset"] and v["eval.steps"] != -1
     ),
     Condition(
         "eval.dataset eval.split eval.temperature eval.n_samples_per_prompt",
