@@ -52,7 +52,7 @@ def rates_table(prefix: str) -> list[str]:
         cells = [""] * len(rates)
         for rate, row in by_rate.items():
             area = f"**{row['auc']:.3f}**" if row["auc"] == largest else f"{row['auc']:.3f}"
-            best = row[columns_of([row], prefix.removeprefix("rates_"))[1]]
+            best = row[columns_of([row])[1]]
             cells[rates.index(rate)] = f"{area} ({best:.2f})"
         lines.append(table_row([updates, arm, *cells]))
     return lines
@@ -61,7 +61,7 @@ def rates_table(prefix: str) -> list[str]:
 def cell_table(cell: str, baseline: str) -> list[str]:
     """A row per arm: means over seeds, and the differences from `baseline`, seed by seed, with their intervals."""
     rows = read(cell)
-    held_out, best = columns_of(rows, cell)
+    held_out, best = columns_of(rows)
     shifted = "_shifted/".join(held_out.rsplit("/", 1))
     different = f"{held_out.rpartition('/')[0]}/distinct_right"
     columns = {"final_reward": "reward", held_out: "held-out", best: "best of 8"}
@@ -88,7 +88,7 @@ def differences_table(*pairs: str) -> list[str]:
     for pair in pairs:
         cell, arm, other = pair.split(":")
         rows = read(cell)
-        held_out, best = columns_of(rows, cell)
+        held_out, best = columns_of(rows)
         different = f"{held_out.rpartition('/')[0]}/distinct_right"
         ours, theirs = ([row for row in rows if row["arm"] == name] for name in (arm, other))
         columns = ("final_reward", held_out, best, different, "final_entropy")
@@ -97,10 +97,10 @@ def differences_table(*pairs: str) -> list[str]:
     return lines
 
 
-def columns_of(rows: list[dict], cell: str) -> tuple[str, str]:
+def columns_of(rows: list[dict]) -> tuple[str, str]:
     """Those of the mean and of the best of 8 of the held-out answers, less those of the shifted prompts."""
-    task = cell.split("_")[0]
-    prefix = f"eval/{task}/" if any(key.startswith(f"eval/{task}/") for key in rows[0]) else "eval/"
+    sets = {key.split("/")[1] for key in rows[0] if key.count("/") == 2}  # pairs, pairs_shifted
+    prefix = f"eval/{min(sets, key=len)}/" if sets else "eval/"
     graded = f"{prefix}score_mean" in rows[0]
     return prefix + ("score_mean" if graded else "pass1"), prefix + ("score_best8" if graded else "pass8")
 
@@ -132,7 +132,7 @@ def draw(cells: dict[str, str], baseline: str) -> None:
         )
         for column, (cell, title) in enumerate(cells.items()):
             rows = read(cell)
-            for line, key in enumerate(("final_reward", columns_of(rows, cell)[1])):
+            for line, key in enumerate(("final_reward", columns_of(rows)[1])):
                 beside = figure.axes[line] if column else None
                 axes = figure.add_subplot(grid[line, column], sharey=beside)
                 draw_against_alpha(axes, rows, key, baseline)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import test_alpha
@@ -11,6 +12,7 @@ import torch
 from openrlhf_apo.alpha import CONTROLLERS
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
+from openrlhf_apo.objectives.apo import AlphaDivergenceLoss
 from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 
@@ -277,6 +279,19 @@ def test_the_examples_of_the_page_are_the_files(example):
     start = without_docstring.split("(", 1)[0]
     (shown,) = [text for text in blocks("docs/own_loss.md") if text.startswith(start)]
     assert re.sub(r'\n    """.*"""', "", shown) == re.sub(r'\n    """.*"""', "", without_docstring)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_the_example_of_any_alpha_is_apo_where_apo_has_an_alpha(alpha, own_registries):
+    load_own_file(str(ROOT / "examples" / "python" / "any_alpha.py"))
+    log_ratio, log_q = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_ratio.requires_grad_()
+    context = SimpleNamespace(tau_anc=0.8, log_q=log_q.log_softmax(-1))
+    value = GROUP_LOSSES["any_alpha"].implementation(alpha)(log_ratio, None, context)
+    apo = AlphaDivergenceLoss(0.8)
+    torch.testing.assert_close(value, apo(log_ratio, context.log_q, alpha))
+    (gradient,) = torch.autograd.grad(value.sum(), log_ratio)
+    torch.testing.assert_close(gradient, apo.coefficients(log_ratio, context.log_q, alpha))
 
 
 def of_package(package: str, text: str) -> None:
