@@ -1,4 +1,4 @@
-"""How long torch's threads should spin before they sleep: a step of `--runtime embedded`, alone and beside a busy program.
+"""How long torch's threads should spin before they sleep: an embedded step alone, and beside a busy program.
 
     .venv/bin/python benchmarks/waiting_threads.py
 
@@ -54,7 +54,8 @@ def main() -> None:
     measurements = alternated(cases(Work(steps=args.steps)), args.runs)
     middle = medians(measurements)
     keys = ("step_s", "generate_s", "update_s")
-    print_table(["case", "step, s", "generate, s", "update, s"], [[c, *(v[k] for k in keys)] for c, v in middle.items()])
+    rows = [[case, *(values[key] for key in keys)] for case, values in middle.items()]
+    print_table(["case", "step, s", "generate, s", "update, s"], rows)
     found = {
         f"{beside}: step_s over {other}": ratio(
             middle[f"{CHOSEN}, {beside}"]["step_s"], middle[f"{other}, {beside}"]["step_s"], "lower"

@@ -12,8 +12,8 @@ SPIN_COUNT = "3000"  # some 30 µs
 def quick_imports() -> Iterator[None]:
     """For imports of torch and of what needs it. Garbage is not looked for meanwhile, nor in what was imported later:
     there is none, and looking takes a fifth of the time. torch's threads (libgomp, which reads the variable when it
-    loads) spin for a moment while they wait, and then sleep: sleeping at once is slower on idle cores, and spinning for
-    a millisecond several times slower beside another program (benchmarks/waiting_threads.py)."""
+    loads) spin for a moment while they wait, and then sleep: sleeping at once is slower on idle cores, and spinning
+    for a millisecond several times slower beside another program (benchmarks/waiting_threads.py)."""
     ours = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
     if ours:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "data": {"errors", "rewards", "trainer"},
     "embedded": {"errors", "trainer", "cpu", "ranks", "data"},
     "options": {"settings", "errors", "objectives", "alpha", "trainer", "cpu"},
-    "cluster": {"errors", "imports", "trainer", "cpu", "ranks", "data"},  # as embedded: not options, a run comes as a plan
+    # as embedded: not options, a run comes as a plan
+    "cluster": {"errors", "imports", "trainer", "cpu", "ranks", "data"},
     "analysis": {"settings", "errors", "objectives", "alpha", "trainer", "cpu", "options"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

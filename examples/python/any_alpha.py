@@ -3,9 +3,9 @@
     .venv/bin/python -m openrlhf_apo.cli.train_apo_ray --config configs/tiny_cpu.yaml \
         --loss_path examples/python/any_alpha.py --loss any_alpha --any_alpha.alpha 1.5
 
-D_alpha(q || p) = (sum_j q_j^alpha p_j^(1-alpha) - 1) / (alpha (alpha - 1)), as in openrlhf_apo/objectives/apo.py. Above
-1 an answer with a p far below its q pulls with a weight that has no bound; below 0 it is one far above. What came of it:
-docs/evidence.md.
+D_alpha(q || p) = (sum_j q_j^alpha p_j^(1-alpha) - 1) / (alpha (alpha - 1)), as in openrlhf_apo/objectives/apo.py.
+Above 1 an answer with a p far below its q pulls with a weight that has no bound; below 0 it is one far above. What
+came of it: docs/evidence.md.
 """
 
 from dataclasses import dataclass

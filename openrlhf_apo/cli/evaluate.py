@@ -20,8 +20,8 @@ from dataclasses import asdict, replace
 
 from openrlhf_apo.analysis.scores import Score, pass_at_k, powers_up_to, scores, table
 from openrlhf_apo.cli.console import Parser, exit_code
-from openrlhf_apo.imports import quick_imports
 from openrlhf_apo.errors import OptionError, RunError
+from openrlhf_apo.imports import quick_imports
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, TextIO
 
 from openrlhf_apo.cli.console import divert_output, exit_code, log_to
-from openrlhf_apo.imports import quick_imports
 from openrlhf_apo.errors import DataError, GroupError, LossError, OptionError, RunError, in_one_line
+from openrlhf_apo.imports import quick_imports
 from openrlhf_apo.rewards.math_verify import start_workers
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.hidden import hide_key
