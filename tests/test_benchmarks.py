@@ -103,7 +103,7 @@ def test_the_work_has_the_asked_tokens_and_an_end_that_the_model_cannot_say(load
 
 @pytest.mark.parametrize(
     "module, arguments, count",
-    [("laptop", (["0.92M"], 4), 2), ("ray_one_machine", ("0.92M", [1, 4], 4), 6)],
+    [("laptop", (["0.92M"], 4), 2), ("ray_one_machine", ("0.92M", [1, 4], 4), 6), ("async_gain", ("0.92M", 4), 3)],
 )
 def test_every_run_of_the_trainer_has_flags_that_it_takes(load, monkeypatch, module, arguments, count):
     commands = []
