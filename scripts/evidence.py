@@ -20,7 +20,7 @@ from openrlhf_apo.analysis.figures import COLORS, MUTED, STYLE, new_page, write_
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 FOLDER = PAGE.with_suffix("")
-DRAWN = {"pairs_1": "Pairs, 1 update per rollout", "pairs_16": "Pairs, 16 updates per rollout"}
+DRAWN = {f"pairs_{n}": f"Pairs, {n} update{'s' * (n > 1)} per rollout" for n in (1, 4, 16)}
 
 
 def read(cell: str) -> list[dict]:
