@@ -83,7 +83,7 @@ def end(process: subprocess.Popen, seconds: float = 120) -> tuple[int, list[str]
     """Exit code and lines of what the run said; nothing of it is left."""
     children = psutil.Process(process.pid).children(recursive=True)
     _, said = process.communicate(timeout=seconds)
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=seconds)  # agents of a Ray that was killed may take a minute
     alive = [each.cmdline()[:3] for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     assert not alive, alive
     return process.returncode, said.strip().splitlines()

@@ -30,6 +30,7 @@ UPSTREAM = [
     ("accelerate", "utils/other.py", "        from deepspeed import DeepSpeedEngine"),
     ("torch", "distributed/rendezvous.py", "        return TCPStore(\n            host_name=hostname,"),
     ("ray", "_private/worker.py", "_node_ip_address = services.resolve_ip_for_localhost(_node_ip_address)"),
+    ("bitsandbytes", "nn/modules.py", "self.support_avx512bf16_for_cpu = has_avx512bf16()"),
     ("vllm", "model_executor/layers/fused_moe/unquantized_fused_moe_method.py", "if not is_weight_update:\n"),
     ("vllm", "model_executor/layers/linear.py", "dispatch_cpu_unquantized_gemm(layer, remove_weight=True)"),
 ]  # fmt: skip

@@ -68,6 +68,7 @@ def install_for_ranks() -> None:
     install()
     if not has_cuda():
         patches.skip_deepspeed_shared_memory_build()
+        patches.keep_4bit_weights_as_loaded()
 
 
 def keep_vllm_weights_loadable() -> None:

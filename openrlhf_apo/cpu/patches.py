@@ -1,6 +1,6 @@
 """The patches: one function each, with the upstream line it answers to.
 
-openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0. `tests/test_patches.py` fails when one of those lines moves.
+openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0, bitsandbytes 0.50.2. `tests/test_patches.py` fails when one of those lines moves.
 """
 
 import importlib
@@ -119,6 +119,18 @@ def skip_deepspeed_shared_memory_build() -> None:
     # Not `import deepspeed.comm.torch as ...`: that name is the torch library, imported there.
     upstream = importlib.import_module("deepspeed.comm.torch")
     upstream.build_shm_op = lambda: None
+
+
+def keep_4bit_weights_as_loaded() -> None:
+    """bitsandbytes/nn/modules.py:573,611: on a CPU with AVX512-BF16 a forward without gradient packs a weight anew.
+
+    That rounds its scales for good, the kernel that reads it has no gradient, and what unpacks weights for an engine
+    or a checkpoint takes it for the old form, all without an error.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    upstream = importlib.import_module("bitsandbytes.nn.modules")  # peft has imported bitsandbytes where it is
+    upstream.has_avx512bf16 = lambda: False
 
 
 def keep_vllm_weights_unpacked() -> None:
