@@ -1,6 +1,7 @@
 """The patches: one function each, with the upstream line it answers to.
 
-openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0, bitsandbytes 0.50.2. `tests/test_patches.py` fails when one of those lines moves.
+openrlhf 0.11.2, deepspeed 0.19.6, vllm 0.29.0, bitsandbytes 0.50.2. `tests/test_patches.py` fails when one of those
+lines moves.
 """
 
 import importlib
