@@ -3,10 +3,11 @@
 import os
 import random
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import forked
 
 BELOW_EPHEMERAL = range(20000, 32768)  # a port the kernel gives to no outgoing connection
 
@@ -28,20 +29,20 @@ def run_ranks(arguments: list[str], ranks: int, folder: Path, timeout: float = 3
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0"}
     place |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     logs = [folder / f"rank_{rank}.log" for rank in range(ranks)]
-    processes = []
-    for rank, path in enumerate(logs):
-        with path.open("w") as log:
-            environment = os.environ | place | {"RANK": str(rank)}
-            command = [sys.executable, *arguments]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    for log in logs:
+        log.unlink(missing_ok=True)
+    processes = [
+        forked.start(arguments, log, log, os.environ | place | {"RANK": str(rank)}) for rank, log in enumerate(logs)
+    ]
     ends = time.monotonic() + timeout
     while time.monotonic() < ends:
-        codes = [process.poll() for process in processes]
+        codes = [process.exitcode for process in processes]
         if None not in codes or any(codes):
             break
         time.sleep(0.05)
     for process in processes:
         process.kill()
-    codes = [code if process.wait() == code else "killed" for process, code in zip(processes, codes, strict=True)]
+        process.join()
+    codes = ["killed" if code is None else code for code in codes]
     said = [f"rank {k}: {code}\n{logs[k].read_text()[-3000:]}" for k, code in enumerate(codes)]
     assert codes == [0] * ranks, "\n".join(said)

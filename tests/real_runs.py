@@ -1,16 +1,19 @@
-"""Runs of the real stack, by the command that a user types."""
+"""Runs of the real stack, by the command that a user types; `start` has an interpreter of its own."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import forked
 import psutil
 from safetensors.torch import load_file
 
 from openrlhf_apo.trainer.metrics import read_metrics
 
-MODULE = [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray"]
+MODULE = ["-m", "openrlhf_apo.cli.train_apo_ray"]
 FIRST_IS_A_DIGIT = "float(query[len(prompt):][:1].isdigit())"
 DIGITS_REWARD = """
 import torch
@@ -26,7 +29,14 @@ def train(
 ) -> subprocess.CompletedProcess:
     where = ["--runtime", runtime, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt")]
     command = [*MODULE, *flags, *where, *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    with TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = forked.start(command, *said, dict(os.environ))
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in said))
 
 
 def succeed(flags: list[str], out: Path, *more: str, runtime: str = "ray") -> list[dict]:
@@ -51,7 +61,7 @@ def without_clock(rows: list[dict]) -> list[dict]:
 
 def start(flags: list[str], out: Path, *more: str, runtime: str = "embedded") -> subprocess.Popen:
     where = ["--runtime", runtime, "--ckpt.output_dir", str(out), "--ckpt.path", str(out / "ckpt")]
-    return subprocess.Popen([*MODULE, *flags, *where, *more], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *MODULE, *flags, *where, *more], stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(process: subprocess.Popen, path: Path, rows: int = 0, seconds: float = 120) -> None:

@@ -8,5 +8,5 @@ bash scripts/install.sh cpu test
 .venv/bin/mypy
 # Tests and what they start share the cores: a thread that waits must not spin (test_alpha.py: 34 s with, 3 s without).
 export OMP_WAIT_POLICY=PASSIVE
-# Two files at a time, in conftest.py's order: the tests of a file share what its fixtures make.
-.venv/bin/python -m pytest -q --durations=60 -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Three files at a time, since they also wait, in conftest.py's order: the tests of a file share what its fixtures make.
+.venv/bin/python -m pytest -q --durations=60 -n 3 --dist loadfile --no-loadscope-reorder "$@"
