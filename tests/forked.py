@@ -37,12 +37,11 @@ def _run(arguments: list[str], stdout: Path, stderr: Path, environment: dict[str
     if threads := environment.get("OMP_NUM_THREADS"):  # read when torch loads, which it has
         torch.set_num_threads(int(threads))
     kind, *rest = arguments
-    sys.argv = arguments[1:] if kind in ("-m", "-c") else arguments
+    sys.argv = [kind, *rest[1:]] if kind in ("-m", "-c") else arguments
     try:
         if kind == "-m":
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         elif kind == "-c":
-            sys.argv = ["-c", *rest[1:]]
             exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
         else:
             runpy.run_path(kind, run_name="__main__")
