@@ -179,7 +179,7 @@ def step_medians(rows: list[dict], work: Work) -> dict:
     return {
         "step_s": step,
         "tokens_per_s": work.response_tokens_per_step / step,
-        "generate_s": statistics.median(row["time/generate"] for row in kept),
+        "generate_s": statistics.median(row.get("time/generate", 0.0) for row in kept),  # sampled beside training
         "update_s": statistics.median(row["time/update"] for row in kept),
         "steps_s": [row["time/step"] for row in rows],
     }
