@@ -187,6 +187,13 @@ def test_with_lora_ray_and_embedded_train_one_adapter_and_the_engine_has_it_merg
     assert not (ray / "model.safetensors").exists() and "Written by openrlhf_apo" in (ray / "README.md").read_text()
 
 
+def test_a_base_in_4_bits_reaches_the_engine_as_the_policy_computes_with_it(flags, tmp_path):
+    packed = ["--ds.load_in_4bit", "--ds.param_dtype", "bf16", "--ds.lora.rank", "4", "--apo.check_weights"]
+    rows = succeed([*flags, *packed], tmp_path, "--data.max_samples", "16")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["rollout_mismatch"] < 0.005 and row["grad_norm"] > 0 for row in rows)  # bf16
+
+
 ASYNC = "--loss grpo --train.async_enable --ds.lora.rank 4 --actor.adam.lr 1e-2 --actor.adam.eps 1e-2".split()
 
 
