@@ -3,8 +3,7 @@
     .venv/bin/python benchmarks/async_gain.py
 
 The work of laptop.py with `--runtime ray`, four optimizer updates per rollout, so that there is training to sample
-beside. `weights` and `engine` are --apo.old_log_probs: where the log-probs of the policy that sampled come from. On
-one machine without a GPU both sides want the same cores; the gain is meant for engines that have GPUs of their own.
+beside. `weights` and `engine` are --apo.old_log_probs: where the log-probs of the policy that sampled come from.
 """
 
 from measure import alternated, make_parser, medians, print_ratios, print_table, ratio, write_json

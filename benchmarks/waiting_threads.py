@@ -5,7 +5,7 @@
 A thread that spins is there at once when the next operation starts; where another program wants the core, it is in
 the way. Cases are values of libgomp's GOMP_SPINCOUNT, and OMP_WAIT_POLICY=PASSIVE, with which a thread sleeps at once.
 The busy program is one that counts. openrlhf_apo/imports.py holds the value that was chosen. Nothing else should
-run on the machine; 3 minutes on two cores.
+run on the machine; by default more than ten minutes on two cores.
 """
 
 import subprocess
@@ -38,8 +38,9 @@ def step(work: Work, wait: dict[str, str], busy: bool) -> dict:
             other.wait()
 
 
-def cases(work: Work) -> dict:
+def cases(steps: int) -> dict:
     """{"WAIT, BESIDE": run}."""
+    work = Work(steps=steps)
     return {
         f"{name}, {beside}": lambda wait=wait, beside=beside: step(work, wait, busy=beside != BESIDE[0])
         for name, wait in WAITS.items()
@@ -51,7 +52,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=12, help=f"rollouts of a run; the first {WARM_UP} are warm-up")
     args = parser.parse_args()
-    measurements = alternated(cases(Work(steps=args.steps)), args.runs)
+    measurements = alternated(cases(args.steps), args.runs)
     middle = medians(measurements)
     keys = ("step_s", "generate_s", "update_s")
     rows = [[case, *(values[key] for key in keys)] for case, values in middle.items()]

@@ -103,7 +103,12 @@ def test_the_work_has_the_asked_tokens_and_an_end_that_the_model_cannot_say(load
 
 @pytest.mark.parametrize(
     "module, arguments, count",
-    [("laptop", (["0.92M"], 4), 2), ("ray_one_machine", ("0.92M", [1, 4], 4), 6), ("async_gain", ("0.92M", 4), 3)],
+    [
+        ("laptop", (["0.92M"], 4), 2),
+        ("ray_one_machine", ("0.92M", [1, 4], 4), 6),
+        ("async_gain", ("0.92M", 4), 3),
+        ("waiting_threads", (4,), 6),
+    ],
 )
 def test_every_run_of_the_trainer_has_flags_that_it_takes(load, monkeypatch, module, arguments, count):
     commands = []
@@ -116,7 +121,7 @@ def test_every_run_of_the_trainer_has_flags_that_it_takes(load, monkeypatch, mod
     assert len(commands) == count
     for command, work in commands:
         args = resolve(command[3:])
-        assert args.runtime == ("embedded" if module == "laptop" else "ray")
+        assert args.runtime == ("embedded" if module in ("laptop", "waiting_threads") else "ray")
         assert args.train.batch_size * work.updates == work.prompts * work.group
 
 
