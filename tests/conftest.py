@@ -45,7 +45,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_registries():
     """What a test registers, or loads from a file, is gone after it."""
     from openrlhf_apo.options import own_file

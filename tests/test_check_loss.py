@@ -19,7 +19,6 @@ from openrlhf_apo.options.own_file import load_own_file
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "python" / "my_loss.py"
 TOKEN_EXAMPLE = ROOT / "examples" / "python" / "my_token_loss.py"
-pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 def findings_of(path: Path, capsys) -> tuple[int, dict[str, str], str]:

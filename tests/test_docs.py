@@ -49,7 +49,6 @@ def usage_of(*program: str) -> str:
     return usage.stdout
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("page, command", commands(), ids=lambda value: value[:60])
 def test_documented_command_is_accepted(page, command):
     words = [word for word in shlex.split(command, comments=True)]
@@ -87,7 +86,7 @@ def test_configurations_hold_known_flags(config):
 
 
 @pytest.mark.parametrize("config", COMPARISONS, ids=lambda path: path.name)
-def test_comparisons_hold_known_flags_and_real_commands(config, monkeypatch, own_registries):
+def test_comparisons_hold_known_flags_and_real_commands(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(config)
     for words in comparison.arms.values():
@@ -197,7 +196,6 @@ def workplace(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("block", python_blocks())
 def test_python_of_the_pages_runs(block, workplace, monkeypatch):
     monkeypatch.chdir(workplace)

@@ -17,7 +17,7 @@ from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("own_registries")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 HEAD = """
 from dataclasses import dataclass
@@ -282,7 +282,7 @@ def test_the_examples_of_the_page_are_the_files(example):
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.9])
-def test_the_example_of_any_alpha_is_apo_where_apo_has_an_alpha(alpha, own_registries):
+def test_the_example_of_any_alpha_is_apo_where_apo_has_an_alpha(alpha):
     load_own_file(str(ROOT / "examples" / "python" / "any_alpha.py"))
     log_ratio, log_q = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     log_ratio.requires_grad_()

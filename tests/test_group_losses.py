@@ -236,7 +236,6 @@ BAD = {
 }
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("kind", BAD)
 def test_a_loss_that_cannot_be_trained_on_is_named(kind):
     function, *parts = BAD[kind]
@@ -244,7 +243,6 @@ def test_a_loss_that_cannot_be_trained_on_is_named(kind):
     refused(lambda: coefficients("bad_one", *case("random")), "group loss 'bad_one'", *parts)
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_names_are_unique_and_fit_a_command_line():
     for name in BUILT_IN:
         assert name in GROUP_LOSSES
@@ -268,7 +266,6 @@ def other(log_ratio, rewards, context):
 """
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_file_is_loaded_once(tmp_path):
     path, link = tmp_path / "mine.py", tmp_path / "link.py"
     path.write_text(GOOD)
@@ -281,7 +278,6 @@ def test_a_file_is_loaded_once(tmp_path):
         assert torch.equal(one, other)
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

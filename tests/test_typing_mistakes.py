@@ -10,7 +10,7 @@ from real_runs import DIGITS_REWARD
 
 from openrlhf_apo.cli import check_loss, compare, evaluate, report, samples, train_apo_ray
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("own_registries")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 # A command that is right. {here} is a folder with FILES in it, {model} a model, {sums} its prompts.
 COMMAND = {
