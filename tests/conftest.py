@@ -1,5 +1,7 @@
 import json
 import os
+import sys
+import types
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
@@ -125,3 +127,15 @@ def flags(training_flags, sums, tmp_path_factory) -> list[str]:
 def reward_model(tiny_model, tmp_path_factory) -> str:
     """The tiny model with other weights and a value head, as OpenRLHF saves a reward model."""
     return save_reward_model(tiny_model, tmp_path_factory.mktemp("reward_model"))
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Every optional package is installed."""
+    monkeypatch.setattr("openrlhf_apo.options.effects.find_spec", lambda name: True)
+    monkeypatch.setattr("openrlhf_apo.cpu.has_flash_attn", lambda: True)
+    monkeypatch.setattr("openrlhf_apo.options.effects.version", lambda name: "9.9.9")
+    hub = types.ModuleType("modelscope.utils.hf_util")
+    hub.patch_hub = lambda: None
+    for name, module in {"modelscope": hub, "modelscope.utils": hub, hub.__name__: hub}.items():
+        monkeypatch.setitem(sys.modules, name, module)
