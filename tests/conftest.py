@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from real_runs import DIGITS_REWARD
+from real_runs import AGENT, DIGITS_REWARD
 from tiny_models import save_reward_model
 
 from openrlhf_apo import cpu
@@ -121,6 +121,13 @@ def flags(training_flags, sums, tmp_path_factory) -> list[str]:
         *("--data.prompt_dataset", sums, "--data.max_samples", "48", "--data.max_len", "48"),
         *("--reward.remote_url", str(reward), "--rollout.max_new_tokens", "12"),
     ]
+
+
+@pytest.fixture(scope="session")
+def agent_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("agent") / "agent.py"
+    path.write_text(AGENT)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,41 @@ from openrlhf_apo.trainer.metrics import read_metrics
 
 MODULE = ["-m", "openrlhf_apo.cli.train_apo_ray"]
 FIRST_IS_A_DIGIT = "float(query[len(prompt):][:1].isdigit())"
+# In the form of OpenRLHF's example: some turns, feedback between them, a reward that is drawn.
+AGENT = """
+import asyncio
+import random
+
+import torch
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
+
+
+class AgentInstance(AgentInstanceBase):
+    def __init__(self, *args, **kwargs):
+        self.step_idx = 0
+
+    async def reset(self, states: dict, **kwargs):
+        return {"observation": states["observation"]}
+
+    async def step(self, states: dict, **kwargs):
+        await asyncio.sleep(random.random() / 100)
+        done = self.step_idx >= int(states["label"]) % 3
+        reward = torch.tensor(sum(c.isdigit() for c in states["action_text"]) / 16)
+        self.step_idx += 1
+        return {
+            "rewards": reward,
+            "scores": reward,
+            "environment_feedback": "12 " if done else " = 9\\n",
+            "done": done,
+            "sampling_params": states.get("sampling_params", None),
+            "extra_logs": {"turns": torch.tensor(self.step_idx)},
+        }
+
+
+class AgentExecutor(MultiTurnAgentExecutor):
+    def __init__(self):
+        super().__init__(AgentInstance)
+"""
 DIGITS_REWARD = """
 import torch
 
