@@ -1,6 +1,7 @@
 """Agents: turns in lockstep, what is trained of a conversation, and what an agent may get wrong."""
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -287,6 +288,33 @@ def test_the_time_of_a_conversation_is_that_of_its_environment_alone(tokenizer, 
     reward = AgentReward(load_agent(agent_file), 0.5)
     AgentEngine(Slow(), tokenizer, reward).generate(prompts(1), SAMPLING)
     assert not any(isinstance(outcome, RewardFailure) for outcome in reward.outcomes)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_an_agent_may_give_up_on_a_turn_and_ask_again(tokenizer, attempts):
+    class SlowAtFirst(ScriptedEngine):
+        def complete(self, requests):
+            time.sleep(0 if self.batches else 0.6)
+            return super().complete(requests)
+
+    async def execute(prompt, sampling_params, hf_tokenizer, llm_engine, **_):
+        ids = hf_tokenizer(prompt)["input_ids"]
+        for _ in range(attempts):
+            with contextlib.suppress(TimeoutError):
+                output = await asyncio.wait_for(llm_engine.generate(ids, sampling_params), 0.4)
+                (turn,) = output.outputs
+                return {
+                    "observation_tokens": ids + turn.token_ids,
+                    "action_ranges": [(len(ids), len(ids) + len(turn.token_ids))],
+                    "rollout_log_probs": [0.0] * len(ids) + [-1.0] * len(turn.token_ids),
+                    "reward": 1,
+                }
+        raise RuntimeError("the policy is too slow")
+
+    engine, reward = SlowAtFirst(), AgentReward(SimpleNamespace(execute=execute), 5.0)
+    AgentEngine(engine, tokenizer, reward).generate(prompts(0, 0), SAMPLING)
+    assert len(engine.batches) == attempts
+    assert [isinstance(outcome, RewardFailure) for outcome in reward.outcomes] == [attempts == 1] * 4
 
 
 def test_a_length_penalty_counts_the_tokens_of_the_policy(agent_file, tokenizer):

@@ -101,10 +101,11 @@ class Lockstep:
             for each in self.conversations:
                 each.task = asyncio.create_task(self._converse(each))
             while live := [each for each in self.conversations if each.outcome is None]:
+                self.changed.clear()
                 if all(each.asked for each in live):
                     await self._take_turns(live)
-                self.changed.clear()
-                await self.changed.wait()
+                else:
+                    await self.changed.wait()
         finally:
             self.batches.put(None)
 
@@ -171,8 +172,10 @@ class Lockstep:
         conversation.asked.append(turn)
         self._stop_timer(conversation)
         self.changed.set()
-        completion = await turn.completion
-        self._start_timer(conversation)
+        try:
+            completion = await turn.completion
+        finally:  # also where the agent gives up
+            self._start_timer(conversation)
         tokens, log_probs = completion.ids, completion.log_probs
         output = TurnOutput(
             token_ids=tokens,
