@@ -54,8 +54,9 @@ class Update:
         self.staleness = 0  # optimizer steps since the policy that sampled the next rollout
 
     def run(self, groups: list[list[Sample]], rollout: int) -> dict:
-        """Train on the rollout's whole groups. Returns the metrics of the last optimizer step, and every step's as
-        lists under inner/<key>; and `first_advantages`, of the first group's samples, where the objective has such.
+        """Train on the rollout's whole groups. Returns the metrics of the last optimizer step, but for
+        `zero_variance_fraction`, which is the rollout's; every step's as lists under inner/<key>; and
+        `first_advantages`, of the first group's samples, where the objective has such.
 
         With asynchronous training the current policy is sampling the next rollout. One that is left without groups is
         handed over, too, so that the policy is known when the next is trained on."""
@@ -75,6 +76,7 @@ class Update:
         sampling: dict[str, float] = {}  # how engine, π_old and the policy differ, before the first update
         advantages = None
         kl_sum = num_tokens = 0.0
+        equal_groups = 0
         for update in range(self.epochs * len(steps)):
             index = update % len(steps)
             step = self._step(steps[index], index, update, rollout)
@@ -91,7 +93,8 @@ class Update:
                 sampling["rollout_mismatch"] = gap / fresh
             if update == 0 and drift is not None:
                 sampling |= {"staleness": staleness, "staleness_kl": drift}
-            varied = step.rewards.max(-1).values > step.rewards.min(-1).values
+            equal = step.rewards.max(-1).values == step.rewards.min(-1).values
+            equal_groups += int(equal.sum()) if update < len(steps) else 0
             metrics = {"loss": report.loss} | terms.metrics  # a group objective knows its own loss
             metrics |= self.objective.after_update(step, report) | means
             if terms.gate is not None:
@@ -99,13 +102,14 @@ class Update:
             metrics |= {
                 "grad_norm": report.grad_norm,
                 "lr": report.lr,
-                "zero_variance_fraction": 1.0 - varied.double().mean().item(),
+                "zero_variance_fraction": equal.double().mean().item(),
             }
             for key, value in metrics.items():
                 inner[key].append(value)
         if self.regularizer.controller is not None:
             self.regularizer.controller.update(kl_sum / num_tokens, sum(map(len, groups)))
         result = {key: values[-1] for key, values in inner.items()}
+        result["zero_variance_fraction"] = equal_groups / len(groups)  # of the rollout
         result |= {f"inner/{key}": values for key, values in inner.items()}
         result |= sampling
         if advantages is not None:
