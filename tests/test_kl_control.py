@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from command_lines import settings
 from test_embedded import run
 from test_learner import OPTIMIZER, OneRank
 from test_rollout_correction import GROUPS, VOCABULARY, P, answer_log_probs, flat, group_loss, samples, surrogate
@@ -13,6 +14,7 @@ from openrlhf_apo.alpha import FixedAlpha
 from openrlhf_apo.embedded.backend import TorchBackend
 from openrlhf_apo.objectives import TOKEN_LOSSES
 from openrlhf_apo.objectives.kl import unbiased_kl
+from openrlhf_apo.options import run_plan
 from openrlhf_apo.trainer.group_objective import GroupObjective, GroupPlan
 from openrlhf_apo.trainer.kl_controller import AdaptiveKl
 from openrlhf_apo.trainer.layout import MicroBatchLimit
@@ -31,9 +33,9 @@ def test_the_controller_is_openrlhfs_and_goes_on_from_its_state():
         resumed.load_state_dict(ours.state_dict())
         for each in (ours, resumed, theirs):
             each.update(kl, count)
-        assert ours.coefficient == pytest.approx(theirs.value, rel=1e-12)
-        assert resumed.coefficient == ours.coefficient
-    assert ours.coefficient != 0.1
+        assert ours.value == pytest.approx(theirs.value, rel=1e-12)
+        assert resumed.value == ours.value
+    assert ours.value != 0.1
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
@@ -127,3 +129,9 @@ def test_flags_of_a_run(flags, tmp_path, more):
     for before, row in zip(rows, rows[1:], strict=False):
         up = 0.2 if before["kl"] > 0 else -0.2
         assert row["kl_coef"] == pytest.approx(before["kl_coef"] * (1 + up * 64 / 128))
+
+
+def test_openrlhfs_step_has_a_controller_whose_state_is_saved():
+    kl = ["--loss", "openrlhf", "--algo.kl.init_coef", "0.1"]
+    assert isinstance(run_plan(settings(*kl, "--algo.kl.target", "6")).regularizer.controller, AdaptiveKl)
+    assert run_plan(settings(*kl)).regularizer.controller is None

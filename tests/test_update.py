@@ -126,9 +126,7 @@ def test_coefficients_are_the_gradient_of_the_mean_divergence_over_prompts():
 
 def test_zero_variance_groups_are_kept_or_dropped_and_counted():
     mixed = groups(2) + [[Sample(9, "q", "", "", [1], [i + 1], "", [-2.0], False, 1.0) for i in range(P)]]
-    metrics = update(TablePolicy(), groups_per_step=1, epochs=2).run(
-        mixed, 0
-    )  # nothing to learn from the last of three steps
+    metrics = update(TablePolicy(), groups_per_step=1, epochs=2).run(mixed, 0)
     assert metrics["inner/zero_variance_fraction"] == [0.0, 0.0, 1.0] * 2
     assert metrics["zero_variance_fraction"] == pytest.approx(1 / 3)
     for drop in (False, True):

@@ -51,7 +51,8 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
         engine = AgentEngine.of(vllm, tokenizer, inputs.scorer.reward)
     foreign_update = None
     if plan.objective is None:
-        foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, plan.timeout).run
+        controller, timeout = plan.regularizer.controller, plan.timeout
+        foreign_update = OpenRLHFUpdate(policy_group, reference_group, strategy, tokenizer, controller, timeout).run
     trainer = assemble(
         plan,
         inputs,

@@ -3,24 +3,31 @@
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience, balance_experiences
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
+from openrlhf.trainer.ppo_utils.kl_controller import FixedKLController
 from openrlhf.trainer.ray.launcher import RayActorGroup
 
 from openrlhf_apo.cluster.calls import get_all
 from openrlhf_apo.ranks.micro_batch import MicroBatch
+from openrlhf_apo.trainer.kl_controller import AdaptiveKl
 from openrlhf_apo.trainer.samples import Sample
 
 REPORTED = ("policy_loss", "kl", "ppo_kl", "ppo_clip_ratio", "entropy_loss", "return")
 
 
 class OpenRLHFUpdate:
-    def __init__(self, actors: RayActorGroup, reference: RayActorGroup | None, strategy, tokenizer, timeout: float):
+    def __init__(
+        self,
+        actors: RayActorGroup,
+        reference: RayActorGroup | None,
+        strategy,
+        tokenizer,
+        adaptive_kl: AdaptiveKl | None,
+        timeout: float,
+    ):
         self.args, self.actors, self.pad_token_id = strategy.args, actors, tokenizer.pad_token_id
         self.timeout = timeout
-        kl = self.args.algo.kl
-        self.kl_controller = (
-            AdaptiveKLController(kl.init_coef, kl.target, kl.horizon) if kl.target else FixedKLController(kl.init_coef)
-        )
+        self.adaptive_kl = adaptive_kl
+        self.kl_controller = adaptive_kl or FixedKLController(self.args.algo.kl.init_coef)
         self.maker = RemoteExperienceMaker(actors, None, None, reference, self.kl_controller, strategy, tokenizer)
 
     def run(self, groups: list[list[Sample]], rollout: int) -> dict[str, float]:
@@ -36,9 +43,11 @@ class OpenRLHFUpdate:
         status = self._all("fit", kl_ctl=self.kl_controller.value)[0]
         if self.args.ds.enable_sleep:
             self._all("offload_states")
+        metrics = {key: status[key] for key in REPORTED if key in status}
+        if self.adaptive_kl is not None:
+            metrics["kl_coef"] = self.adaptive_kl.value
         if "kl" in status:
             self.kl_controller.update(status["kl"], len(samples))
-        metrics = {key: status[key] for key in REPORTED if key in status}
         if len(groups[0]) > 1:  # a single sample varies from none, and teaches all the same
             varied = sum(len({sample.reward for sample in group}) > 1 for group in groups)
             metrics["zero_variance_fraction"] = 1.0 - varied / len(groups)

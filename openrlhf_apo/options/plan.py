@@ -150,7 +150,7 @@ def _objective(args: SimpleNamespace) -> GroupPlan | TokenPlan | None:
 
 def _kl_controller(args: SimpleNamespace) -> AdaptiveKl | None:
     kl = args.algo.kl
-    return None if args.loss == OPENRLHF or kl.target is None else AdaptiveKl(kl.init_coef, kl.target, kl.horizon)
+    return None if kl.target is None else AdaptiveKl(kl.init_coef, kl.target, kl.horizon)
 
 
 def _correction(args: SimpleNamespace) -> RolloutCorrection | None:

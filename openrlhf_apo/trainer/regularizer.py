@@ -39,7 +39,7 @@ class Regularizer:
         weight = terms.columns.get("weight", token_mean)  # [N]
         kl = self.kl
         if self.controller is not None:
-            kl = terms.metrics["kl_coef"] = self.controller.coefficient
+            kl = terms.metrics["kl_coef"] = self.controller.value
         terms.unbiased_kl = self.unbiased_gradient
         if self.adrpo is not None:
             betas = self.adrpo.betas(step.rewards).flatten()
