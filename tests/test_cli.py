@@ -259,6 +259,26 @@ def test_config_file_and_command_line(base, tmp_path):
     assert "--config" in refused([*base, "--config", "nowhere.yaml"])
 
 
+@pytest.mark.parametrize(
+    "words, filtered",
+    [
+        ("", True),
+        ("--algo.dynamic_filtering_enable false", False),
+        ("--algo.dynamic_filtering_enable --algo.dynamic_filtering_enable False", False),
+        ("--algo.dynamic_filtering_enable false --algo.dynamic_filtering_enable true", True),
+    ],
+)
+def test_a_switch_takes_false_and_its_last_word_counts(base, tmp_path, words, filtered):
+    path = tmp_path / "run.yaml"
+    path.write_text("loss: dapo\nalgo.dynamic_filtering_enable: true\nrollout.max_new_tokens: 9\n")
+    for more in (["--config", str(path)], ["--loss", "dapo", "--rollout.max_new_tokens", "9"]):
+        args = resolve([*base, *words.split(), *more])
+        assert args.algo.dynamic_filtering_enable == filtered
+        assert ("algo.dynamic_filtering_enable" in args.given) == (bool(words) or "--config" in more)
+    assert resolve([*base, "--loss", "grpo", "--algo.kl.use_loss", "false"]).algo.kl.use_loss is False
+    assert resolve([*base, "--loss", "grpo", "--algo.kl.no_use_loss", "false"]).algo.kl.use_loss is True
+
+
 def test_of_two_config_files_the_later_wins(base, tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("apo: {beta_r: 0.5, tau_anc: 0.7, lam: 0.3}")

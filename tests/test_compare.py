@@ -181,7 +181,10 @@ def test_arms_override_flags_and_flags_override_the_base(spec, tmp_path):
     spec |= {"config": str(base), "flags": {"apo.beta_r": 3, "ds": {"packing_samples": False}, "ckpt.save_hf": True}}
     spec["arms"] = {"a": {"apo.gamma": 0.4, "apo.weight_clip": [0.1, 2], "apo.rho": None}}
     words = load_comparison(write(tmp_path, spec)).arms["a"]
-    assert " ".join(words) == "--apo.gamma 0.4 --apo.beta_r 3 --ckpt.save_hf --apo.weight_clip 0.1 2"
+    assert (
+        " ".join(words)
+        == "--apo.gamma 0.4 --apo.beta_r 3 --ds.packing_samples false --ckpt.save_hf --apo.weight_clip 0.1 2"
+    )
 
 
 def test_gpu_runs_side_by_side_need_one_ray(spec, tmp_path, capfd, monkeypatch):

@@ -64,7 +64,7 @@ MISTAKES = [
     ("—loss apo", "did you mean --loss?"),
     ("-loss apo", "did you mean --loss?"),
     ("loss=apo", "did you mean --loss?"),
-    ("--data.apply_chat_template true", "--data.apply_chat_template is a switch: drop 'true'"),
+    ("--data.apply_chat_template yes", "--data.apply_chat_template is a switch: drop 'yes', or say false"),
     ("--rollout.batch_size", "--rollout.batch_size: expected one argument"),
     # A value.
     ("--loss grop", "no such loss; there are"),

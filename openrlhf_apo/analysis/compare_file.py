@@ -124,11 +124,12 @@ def _flags(tree, where: str) -> dict:
 
 
 def _words(flags: dict) -> list[str]:
-    """The command line of {flag: value}: true is a switch; false and null leave out what `config` or `flags` set."""
+    """The command line of {flag: value}; null leaves out what `config` or `flags` set."""
     words = []
     for name, value in flags.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list) else [value]
+        if value is not None:
+            values = [] if value is True else ["false"] if value is False else value
+            values = values if isinstance(values, list) else [values]
             words += [f"--{name}", *map(str, values)]
     return words
 

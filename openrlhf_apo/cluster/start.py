@@ -1,5 +1,6 @@
 """Starts Ray, and beside it what takes as long: the imports of a run's driver."""
 
+import copy
 import logging
 import os
 import socket
@@ -46,7 +47,8 @@ def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSigna
                 launch = pool.submit(import_module, "openrlhf_apo.cluster.launch")  # OpenRLHF and DeepSpeed
                 start_ray(args, plan.placement)
             stop.install()  # Ray has put a handler of its own in place
-            launch.result().train(plan, args, console, stop)
+            # A copy: what a run has learned of alpha, say, is in its checkpoints, or is to be learned anew.
+            launch.result().train(copy.deepcopy(plan), args, console, stop)
             return
         except ProcessDied as error:
             if plan.restarts == plan.max_restarts:

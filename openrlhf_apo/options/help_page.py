@@ -82,5 +82,11 @@ def help_page(parser: argparse.ArgumentParser) -> str:
             shown = "" if "(default" in text or default in (None, False, "") else f" (default {default})"
             lines.append(f"  --{flag:<29} {text}{shown}")
     return "\n".join(
-        [*lines, "", "--help all: every flag. docs/openrlhf_flags.md: what OpenRLHF's flags do here.", ""]
+        [
+            *lines,
+            "",
+            "A switch takes false: --FLAG false.",
+            "--help all: every flag. docs/openrlhf_flags.md: what OpenRLHF's flags do here.",
+            "",
+        ]
     )

@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             before = self._option_string_actions.get(args[args.index(unknown[0]) - 1])
             if before is not None and before.nargs == 0 and not unknown[0].startswith("-"):
-                raise OptionError(f"{before.option_strings[0]} is a switch: drop {unknown[0]!r}")
+                raise OptionError(f"{before.option_strings[0]} is a switch: drop {unknown[0]!r}, or say false")
             name = next((word for word in unknown if word.startswith("--")), unknown[0]).partition("=")[0]
             hint = _did_you_mean(name, self._option_string_actions)
             raise OptionError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -77,12 +77,14 @@ def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace
     """
     own = _own_file(argv)
     parser = make_parser()
+    argv, off = _switches_off(parser, argv)
     args = parser.parse_args(argv)
-    origin = dict.fromkeys(_given(parser, argv), "command line")
+    origin = dict.fromkeys([*_given(parser, argv), *off], "command line")
     for path in args.config or ():
         from_file = _read_config(parser, path)
         origin |= {dest: path for dest in from_file if origin.get(dest) != "command line"}
         parser.set_defaults(**from_file)
+    parser.set_defaults(**off)
     args = parser.parse_args(argv)
     words = getattr(args, "reward.name") or []
     if not getattr(args, "reward.remote_url") and len(words) == 1 and kind_of(words[0]) in ("file", "server"):
@@ -186,6 +188,24 @@ def _own_file(argv: list[str]) -> OwnFile:
         return load_own_file(path) if path else OwnFile()
     except LossError as error:
         raise OptionError(f"--loss_path {error}") from None
+
+
+def _switches_off(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[list[str], dict[str, bool]]:
+    """`--switch false` takes off what a file or a loss has set, `--switch true` is the switch: argv without these two
+    words, and {dest: value} of the switches whose last word on the command line is false."""
+    words: list[str] = []
+    off: dict[str, bool] = {}
+    for word in argv:
+        before = parser._option_string_actions.get(words[-1]) if words else None
+        if before is not None and before.nargs == 0 and word.lower() in ("true", "false"):
+            if word.lower() == "false":
+                words = [each for each in words if each not in before.option_strings]
+                off[before.dest] = not before.const
+            continue
+        words.append(word)
+        if (now := parser._option_string_actions.get(word)) is not None:
+            off.pop(now.dest, None)
+    return words, off
 
 
 def _given(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:

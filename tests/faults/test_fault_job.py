@@ -1,18 +1,22 @@
 """A job that is asked to end, killed, started twice, or has nowhere to write."""
 
+import io
 import os
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from outcome import outcome
 from real_runs import start, wait_for_rows, without_clock
 
-from openrlhf_apo.errors import OptionError, RunError
+from openrlhf_apo.alpha import AlphaSignals
+from openrlhf_apo.errors import OptionError, ProcessDied, RunError
+from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.trainer.checkpoint_folder import complete_checkpoints
 from openrlhf_apo.trainer.metrics import read_metrics
 from openrlhf_apo.trainer.output_lock import lock_outputs
@@ -139,3 +143,22 @@ def test_a_ray_address_where_nobody_answers_is_named(monkeypatch):
     with pytest.raises(RunError, match=f"no Ray head answers at RAY_ADDRESS {address}"):
         refuse_silent(address)
     refuse_silent("auto")
+
+
+def test_a_restart_before_the_first_checkpoint_has_learned_nothing(short, monkeypatch):
+    from openrlhf_apo.cluster import start
+
+    alphas = []
+
+    def train(plan, *_):
+        controller = plan.objective.controller
+        alphas.append(controller.state_dict())
+        controller.step(AlphaSignals(0.5, 0.9, None, None))
+        if len(alphas) < 3:
+            raise ProcessDied("a rank died")
+
+    monkeypatch.setattr(start, "import_module", lambda name: SimpleNamespace(train=train))
+    monkeypatch.setattr(start, "start_ray", lambda *_: None)
+    args = resolve([*short, "--train.max_restarts", "2", "--runtime", "ray"])
+    start.train(run_plan(args), args, io.StringIO(), StopSignals())
+    assert alphas[0] == alphas[1] == alphas[2]
