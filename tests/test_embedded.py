@@ -19,7 +19,7 @@ from openrlhf_apo.errors import OptionError, RunError
 from openrlhf_apo.options import resolve, run_plan
 from openrlhf_apo.trainer.handles import SamplingSettings
 from openrlhf_apo.trainer.metrics import read_metrics
-from openrlhf_apo.trainer.rollout_files import RolloutFiles
+from openrlhf_apo.trainer.rollout_files import RolloutFiles, saved_rollouts
 from openrlhf_apo.trainer.samples import Prompt, whole_groups
 from openrlhf_apo.trainer.stop import StopSignals
 
@@ -179,6 +179,15 @@ def test_the_policys_own_change_is_no_mismatch_of_the_engine(flags, tmp_path, lo
     run(kept, tmp_path / "again", "--loss", loss)
     a, b = weights(tmp_path), weights(tmp_path / "again")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_new_run_moves_the_saved_rollouts_of_another_aside(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, prompts in (("a", "24"), ("b", "16")):
+        run(flags, tmp_path / folder, "--data.max_samples", prompts, "--apo.save_rollouts", "rollouts")
+    assert RolloutFiles("rollouts").rollouts() == [1, 2] and len(list(Path("rollouts").glob("*.jsonl.1"))) == 3
+    monkeypatch.chdir(tmp_path / "a")  # a run's record says where they are, seen from anywhere
+    assert saved_rollouts(tmp_path / "b").directory == tmp_path / "rollouts"
 
 
 RESUMABLE = ["--apo.anchor", "lagged", "--apo.anchor_interval", "2", "--ckpt.save_steps", "1", "--adrpo.enable"]

@@ -136,6 +136,8 @@ def _make_paths_absolute(settings: SimpleNamespace) -> None:
     """Each actor of a cluster has a working directory of its own: paths are meant from where the command was given."""
     settings.ckpt.output_dir = os.path.abspath(settings.ckpt.output_dir)
     settings.ckpt.path = os.path.abspath(settings.ckpt.path)
+    if settings.apo.save_rollouts:
+        settings.apo.save_rollouts = os.path.abspath(settings.apo.save_rollouts)
     for model in (settings.actor, settings.reward):
         if model.model_name_or_path and os.path.isdir(model.model_name_or_path):
             model.model_name_or_path = os.path.abspath(model.model_name_or_path)

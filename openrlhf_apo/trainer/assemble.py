@@ -103,13 +103,16 @@ def assemble(
         rollouts: Rollouts = FileRollouts(inputs.saved)
     else:
         assert inputs.prompts is not None and engine is not None
+        save_to = RolloutFiles(plan.save_rollouts) if plan.save_rollouts else None
+        if save_to is not None and not resume:
+            save_to.leave_alone()
         rollouts = EngineRollouts(
             inputs.prompts,
             plan.schedule.prompts_per_rollout,
             plan.sampling,
             engine,
             inputs.scorer,
-            RolloutFiles(plan.save_rollouts) if plan.save_rollouts else None,
+            save_to,
             plan.group_filter,
             plan.max_generations,
             plan.guidance,

@@ -1,11 +1,15 @@
 """Rollouts on disk, for `--apo.save_rollouts` and `--apo.load_rollouts`: one file each, one sample per line."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
+from openrlhf_apo.trainer.files import move_aside
 from openrlhf_apo.trainer.run_record import read_run_record
 from openrlhf_apo.trainer.samples import Sample
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutFiles:
@@ -25,6 +29,14 @@ class RolloutFiles:
     def sizes(self) -> list[int]:
         """Of the files, bytes."""
         return [path.stat().st_size for path in sorted(self.directory.glob("rollout_*.jsonl"))]
+
+    def leave_alone(self) -> None:
+        """A run that starts anew moves the files of the one before out of its way, each to NAME.1."""
+        found = sorted(self.directory.glob("rollout_*.jsonl"))
+        for path in found:
+            move_aside(path)
+        if found:
+            logger.warning("%s holds rollouts of an earlier run: moved to %s.1, ...", self.directory, found[0].name)
 
     def write(self, rollout: int, samples: list[Sample]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
