@@ -1,9 +1,14 @@
 """The doctor's findings; that it trains a rollout in either runtime was run by hand (docs/reliability.md)."""
 
 import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from openrlhf_apo.cli import doctor
+from openrlhf_apo.options import resolve, run_plan
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements" / "cpu.txt"
 
@@ -27,3 +32,23 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "PINS", {"no-such-package": "1.0"})
     assert doctor.main(["--quick"]) == 1
     assert "FAIL  no-such-package: is not installed: pip install no-such-package==1.0" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_with_cuda_its_runs_need_one_gpu(tmp_path):
+    for flags in (["--runtime", "embedded"], ["--runtime", "ray", *doctor.ONE_GPU]):
+        args = resolve([*doctor.one_layer(tmp_path), *flags, "--apo.device", "cuda"])
+        assert run_plan(args).placement.policy == 1 and args.actor.num_gpus_per_node == 1
+
+
+def test_a_rollout_that_does_not_end_is_a_finding(monkeypatch):
+    def hangs(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    monkeypatch.setattr(doctor, "one_layer", lambda folder: [])
+    found = list(doctor.trains(SimpleNamespace(quick=False)))
+    assert [(each.verdict, each.what) for each in found] == [
+        ("FAIL", "a rollout, embedded"),
+        ("FAIL", "a rollout, ray"),
+    ]

@@ -29,6 +29,11 @@ from openrlhf_apo.cli.console import Parser, exit_code
 
 TRAINER = [sys.executable, "-m", "openrlhf_apo.cli.train_apo_ray"]
 GB = 1e9
+SECONDS = 600  # for one rollout of a model of one layer
+# Policy and engine on the same one, whatever the machine has.
+ONE_GPU = (
+    "--actor.num_gpus_per_node 1 --train.colocate_all --vllm.enable_sleep --vllm.gpu_memory_utilization 0.3".split()
+)
 # Those of requirements/; what is pinned there beside them comes with these.
 PINS = {
     "torch": "2.13.0",
@@ -139,12 +144,19 @@ def trains(args) -> Iterator[Finding]:
         return
     with tempfile.TemporaryDirectory() as folder:
         flags = one_layer(Path(folder))
-        for runtime in ("embedded", "ray"):
+        for runtime, more in (("embedded", []), ("ray", ONE_GPU if cpu.has_cuda() else [])):
             out = Path(folder) / runtime
-            command = [*TRAINER, *flags, "--runtime", runtime, "--ckpt.output_dir", str(out)]
-            ended = subprocess.run(
-                [*command, "--ckpt.path", str(out / "ckpt")], capture_output=True, text=True, timeout=600
-            )
+            command = [*TRAINER, *flags, *more, "--runtime", runtime, "--ckpt.output_dir", str(out)]
+            command += ["--ckpt.path", str(out / "ckpt")]
+            try:
+                ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                yield Finding(
+                    "FAIL",
+                    f"a rollout, {runtime}",
+                    f"did not end in {SECONDS} s: train by hand, and see where it waits",
+                )
+                continue
             lines = [line for line in re.split(r"[\r\n]+", ended.stderr) if line.startswith("error: ")]
             if ended.returncode == 0:
                 yield Finding("OK", f"a rollout, {runtime}", "trained")

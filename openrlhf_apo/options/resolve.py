@@ -316,7 +316,8 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
     defaults["data.label_key"] = "label"
     gpus = getattr(args, "actor.num_gpus_per_node")
     if args.runtime == "embedded":
-        defaults |= {"ds.attn_implementation": "sdpa", "ds.param_dtype": "fp32"}
+        gpus = 1  # of one process
+        defaults |= {"ds.attn_implementation": "sdpa", "ds.param_dtype": "fp32", "actor.num_gpus_per_node": gpus}
     elif not cpu.has_flash_attn():
         defaults["ds.attn_implementation"] = "sdpa"
     if not cpu.has_cuda():
