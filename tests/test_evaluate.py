@@ -5,15 +5,19 @@ import itertools
 import json
 import statistics
 from math import comb
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_embedded import run
 from tqdm import tqdm
 
 from openrlhf_apo.analysis.scores import interval, pass_at_k, powers_up_to, scores
-from openrlhf_apo.cli.evaluate import main
+from openrlhf_apo.cli.evaluate import FROM_FILES, main
 from openrlhf_apo.embedded.evaluate import _advances
+from openrlhf_apo.options import resolve
+from openrlhf_apo.options.resolve import flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FIRST_DIGIT = """
@@ -141,6 +145,30 @@ def test_the_best_of_all_samples_is_what_the_trainer_measures(flags, trained, tm
     means = {score["name"]: score["mean"] for score in found if score["datasource"] == "all"}
     assert 0 < means["pass@1"] < means["pass@4"]
     assert (means["pass@1"], means["pass@4"]) == pytest.approx((last["eval/pass1"], last["eval/pass4"]), abs=1e-12)
+
+
+def test_of_a_runs_file_what_is_about_answers_is_taken(trained, tmp_path):
+    reward = trained[3]
+    (tmp_path / "run.yaml").write_text(
+        f"reward: {reward}\ndata.max_len: 48\nrollout.max_new_tokens: 12\ndata.max_samples: 2\nds.zero_stage: 3\n"
+        "vllm.num_engines: 4\nds.param_dtype: bf16\nloss: g2rpo_a\nrollout.batch_size: 64\nloss_path: gone.py\n"
+        "train.async_enable: true\nds.packing_samples: true\neval.steps: 1\neval.dataset: gone.jsonl\n"
+    )
+    folder, _, data, _ = trained
+    out = tmp_path / "scores.json"
+    assert main([str(folder), str(data), "--config", str(tmp_path / "run.yaml"), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["scores"] == evaluated(trained, tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=str)
+def test_every_runs_file_can_be_given(path):
+    if path.parent.name not in ("compare", "evidence"):
+        words = ["--runtime", "embedded", "--actor.model_name_or_path", "m", "--data.prompt_dataset", "d"]
+        words += ["--rollout.batch_size", "1", "--train.batch_size", "8", "--config", str(path)]
+        given = flatten(yaml.safe_load(path.read_text()))
+        scored = {"reward", "reward.name", "reward.remote_url", "train.agent_func_path"} & given.keys()
+        words += [] if scored else ["--reward", "math_verify"]
+        resolve(words, check_model_folder=False, from_files=FROM_FILES)
 
 
 @pytest.mark.parametrize(

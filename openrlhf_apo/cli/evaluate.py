@@ -5,8 +5,8 @@ r"""Evaluate a model on a data set: its greedy score and, with --samples, pass@k
 
 MODEL is a Hugging Face folder, such as the --ckpt.output_dir of a run. Everything else that says how answers are made
 and scored is a flag of the trainer, with the trainer's defaults: --reward math_verify or FILE.py, --data.max_len,
---rollout.max_new_tokens, --data.input_key, --data.label_key, --data.apply_chat_template, --train.seed, or --config
-FILE. docs/evaluate.md says what the numbers are.
+--rollout.max_new_tokens, --data.input_key, --data.label_key, --data.apply_chat_template, --train.seed; or --config
+FILE of a run, of which only such flags are taken. docs/evaluate.md says what the numbers are.
 
 Exit code 2: a setting or the data cannot be used; 1: answers could not be sampled or scored.
 """
@@ -23,6 +23,14 @@ from openrlhf_apo.cli.console import Parser, exit_code
 from openrlhf_apo.errors import OptionError, RunError
 from openrlhf_apo.imports import quick_imports
 
+# Of a run's --config; what else stands there is about training.
+FROM_FILES = frozenset(
+    "data.input_key data.label_key data.input_template data.apply_chat_template data.prompt_split data.max_len "
+    "data.disable_fast_tokenizer rollout.max_new_tokens rollout.top_p reward.name reward.remote_url reward.weights "
+    "reward.model_name_or_path reward.timeout reward.isolate reward.max_failures train.agent_func_path train.seed "
+    "actor.trust_remote_code apo.device use_ms".split()
+)
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
@@ -30,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Greedy score and pass@k of a model on a data set, in this process.",
         epilog="How answers are made and scored is said by flags of the trainer, such as --reward math_verify or "
         "FILE.py, --data.max_len, --rollout.max_new_tokens, --data.input_key, --data.label_key, "
-        "--data.apply_chat_template, --train.seed, --config FILE. Those that make no answers have no effect.",
+        "--data.apply_chat_template, --train.seed, or --config FILE of a run, of which these alone are taken.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, such as --ckpt.output_dir of a run")
@@ -82,11 +90,11 @@ def _evaluate(own: argparse.Namespace, flags: list[str]) -> list[Score]:
         *("--rollout.batch_size", "1", "--rollout.n_samples_per_prompt", "8", "--train.batch_size", "8"),
         *(("--data.max_samples", str(own.limit)) if own.limit else ()),
     ]
-    args = resolve(given)
+    args = resolve(given, from_files=FROM_FILES)
     plan = run_plan(args)
     if plan.saved_rollouts:
         raise OptionError("--apo.load_rollouts has no effect here: drop it")
-    plan = replace(plan, evaluation=None)  # of which a run's --config may tell
+    plan = replace(plan, evaluation=None, guidance=None)
     with quick_imports():
         from openrlhf_apo.embedded.evaluate import evaluate  # imports transformers
     with redirect_stdout(sys.stderr):  # what libraries and the reward print

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from difflib import get_close_matches
 from types import SimpleNamespace
 
@@ -69,19 +69,23 @@ def _refused_everywhere(flag: str) -> bool:
     return entry is not None and all(use.kind == "refused" for use in (entry.group, entry.token, entry.openrlhf))
 
 
-def resolve(argv: list[str], check_model_folder: bool = True) -> SimpleNamespace:
+def resolve(
+    argv: list[str], check_model_folder: bool = True, from_files: Container[str] | None = None
+) -> SimpleNamespace:
     """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file, and by which.
 
     Raises OptionError for anything that cannot work or would have no effect. `check_model_folder=False` does not look
-    at the model, which may have yet to be made.
+    at the model, which may have yet to be made. from_files: of a --config file these flags alone are taken.
     """
-    own = _own_file(argv)
+    own = _own_file(argv, from_files)
     parser = make_parser()
     argv, off = _switches_off(parser, argv)
     args = parser.parse_args(argv)
     origin = dict.fromkeys([*_given(parser, argv), *off], "command line")
     for path in args.config or ():
         from_file = _read_config(parser, path)
+        if from_files is not None:
+            from_file = {dest: value for dest, value in from_file.items() if dest in from_files}
         origin |= {dest: path for dest in from_file if origin.get(dest) != "command line"}
         parser.set_defaults(**from_file)
     parser.set_defaults(**off)
@@ -178,13 +182,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _own_file(argv: list[str]) -> OwnFile:
+def _own_file(argv: list[str], from_files: Container[str] | None) -> OwnFile:
     """Load the file of --loss_path, before there can be a parser with the flags that it brings."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--loss_path")
     first.add_argument("--config", nargs="+", default=[])
     known, _ = first.parse_known_args(argv)
-    in_files = [flatten(_yaml(config)).get("loss_path") for config in known.config]
+    configs = known.config if from_files is None or "loss_path" in from_files else []
+    in_files = [flatten(_yaml(config)).get("loss_path") for config in configs]
     path = known.loss_path or next(filter(None, reversed(in_files)), None)
     try:
         return load_own_file(path) if path else OwnFile()
