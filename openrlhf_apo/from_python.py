@@ -62,6 +62,8 @@ def train(
     }
     if held_out is not None:
         settings["eval.dataset"] = _written(output, "held_out.jsonl", held_out)
+    if own := [flag for flag in settings if flag in given]:
+        raise OptionError(f"{own[0]} is set by train itself, in this process: drop it (the command runs on Ray, too)")
     config = os.path.join(output, "flags.yaml")
     with open(config, "w", encoding="utf-8") as file:
         yaml.safe_dump(settings | given, file)

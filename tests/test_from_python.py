@@ -51,6 +51,9 @@ def test_what_is_wrong_is_one_line_as_on_the_command_line(tiny_model, tmp_path):
     ):
         with pytest.raises(OptionError, match=wrong):
             openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), reward=reward, **SIZES)
+    for flag in ({"runtime": "ray"}, {"ckpt": {"output_dir": "elsewhere"}}):
+        with pytest.raises(OptionError, match="is set by train itself, in this process"):
+            openrlhf_apo.train(tiny_model, ROWS, digits, output=str(tmp_path), **flag, **SIZES)
     with pytest.raises(RunError, match="the reward raised KeyError: 'sum'"):
         rows = [{"prompt": "1+1=", "label": {"other": 2}}] * 4
         openrlhf_apo.train(tiny_model, rows, digits, output=str(tmp_path), console=io.StringIO(), **SIZES)

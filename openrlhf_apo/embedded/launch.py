@@ -25,8 +25,6 @@ from openrlhf_apo.trainer.stop import StopSignals
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def train(plan: RunPlan, args: SimpleNamespace, console: TextIO, stop: StopSignals) -> None:
     """Run `plan` to its end. args: OpenRLHF's settings. console: for the live view."""
@@ -101,7 +99,7 @@ def load_model(args: SimpleNamespace) -> PreTrainedModel:
     path = args.actor.model_name_or_path
     settings = {
         "trust_remote_code": args.actor.trust_remote_code,
-        "dtype": DTYPES[args.ds.param_dtype],
+        "dtype": torch.float32,
         "attn_implementation": args.ds.attn_implementation,
     }
     if is_adapter(path):
