@@ -26,6 +26,10 @@ ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
         ("--ckpt.save_hf", "--ckpt.save_hf has no effect where no checkpoint is written"),
         (f"--ckpt.save_hf {EVALUATED} --ckpt.best_metric_key none", "where no checkpoint is written"),
         ("--ckpt.disable_ds", "where no checkpoint is written"),
+        (
+            "--ckpt.disable_ds --ckpt.save_steps 2",
+            "--ckpt.save_steps has no effect with --ckpt.disable_ds and without",
+        ),
         (f"--ckpt.max_num 2 {EVALUATED}", "--ckpt.max_num has no effect without --ckpt.save_steps"),
         (
             "--ckpt.max_mem 2 --ckpt.save_steps 1 --ckpt.disable_ds",
@@ -176,6 +180,8 @@ def test_refused_with_a_gpu(argv, message, packages):
         ("--apo.sync openrlhf", "--apo.sync openrlhf needs a GPU: drop it"),
         ("--data.prompt_dataset a,b --data.prompt_probs 1", "are 1 for 2 data sets"),
         (f"--ckpt.best_metric_key eval_default_pass1 {EVALUATED}", "use eval/pass1"),
+        (f"--ckpt.best_metric_key eval/pas1 {EVALUATED}", "one of pass1, score_mean, pass4, score_best4, distinct"),
+        (f"--ckpt.best_metric_key eval/pass4 --eval.n_samples_per_prompt 1 {EVALUATED}", "one of pass1, score_mean)"),
         ("--alpha_mode ess --apo.gamma 0.1", "--apo.gamma 0.1 must be above 1/8"),
         (f"{OPENRLHF_SEQ} --algo.advantage.is_correction_mode clip", "_mode clip needs"),
         (f"{OPENRLHF_SEQ} --algo.advantage.is_correction_gating tv", "is bounded from above only"),

@@ -71,7 +71,7 @@ BESIDE = {
     "algo.kl.unbiased_gradient": "--algo.kl.use_loss --algo.kl.init_coef 0.1",
     "algo.kl.use_loss": "--algo.kl.init_coef 0.1",
     "ckpt.best_metric_key": EVALUATED,
-    "ckpt.disable_ds": "--ckpt.save_steps 2",
+    "ckpt.disable_ds": "--ckpt.save_steps 2 --ckpt.save_hf",
     "ckpt.max_mem": "--ckpt.save_steps 2",
     "ckpt.max_num": "--ckpt.save_steps 2",
     "ckpt.save_hf": EVALUATED,

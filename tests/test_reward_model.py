@@ -179,6 +179,7 @@ def test_what_is_no_reward_model_is_refused_before_anything_starts(flags, tiny_m
     assert "has no effect without --reward.model_name_or_path" in refused(
         flags, "--reward", "math_verify", "--reward.normalize_enable"
     )
+    assert "where only a model scores" in refused(flags, model, reward_model, "--reward.timeout", "5")
     code = save_reward_model(tiny_model, tmp_path / "code", auto_map={"AutoConfig": "x.X"})
     assert "brings its own code" in refused(flags, model, code)
     (tmp_path / "stated" / "model.safetensors").unlink()

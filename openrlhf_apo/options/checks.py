@@ -193,9 +193,10 @@ def _check_data(args: SimpleNamespace) -> None:
             f"--data.prompt_probs {args.data.prompt_probs} are {len(probabilities)} for {len(sets)} data sets of "
             "--data.prompt_dataset: give as many"
         )
-    key = args.ckpt.best_metric_key
-    if key not in ("", "none") and not key.startswith("eval/"):
+    key, k = args.ckpt.best_metric_key, args.eval.n_samples_per_prompt
+    known = ["pass1", "score_mean"] + [f"pass{k}", f"score_best{k}", "distinct_right"] * (k > 1)
+    if key not in ("", "none") and not (key.startswith("eval/") and key.rpartition("/")[2] in known):
         raise OptionError(
             f"--ckpt.best_metric_key {key}: use eval/pass1 (of graded rewards eval/score_mean), another eval/... of "
-            "metrics.jsonl, or none"
+            f"metrics.jsonl (its last part is one of {', '.join(known)}), or none"
         )

@@ -128,6 +128,11 @@ CONDITIONS = [
         lambda v: not any(word.endswith(".py") for word in [*(v["reward.name"] or []), v["reward.remote_url"] or ""]),
     ),
     Condition(
+        "reward.timeout",
+        "where only a model scores",
+        lambda v: bool(v["reward.model_name_or_path"]) and not v["reward.name"] and not v["reward.remote_url"],
+    ),
+    Condition(
         "reward.max_failures",
         "with --reward math_verify, for which an answer that cannot be verified is wrong",
         lambda v: v["reward.name"] == ["math_verify"] and not v["reward.model_name_or_path"],
@@ -189,6 +194,12 @@ CONDITIONS = [
         "without --ckpt.save_steps",
         lambda v: v["ckpt.save_steps"] == -1,
         "give it, or drop this one",
+    ),
+    Condition(
+        "ckpt.save_steps",
+        "with --ckpt.disable_ds and without --ckpt.save_hf, as nothing is left to write",
+        lambda v: v["ckpt.disable_ds"] and not v["ckpt.save_hf"],
+        "add --ckpt.save_hf, or drop --ckpt.disable_ds",
     ),
     Condition("ckpt.max_num ckpt.max_mem", "with --ckpt.disable_ds", lambda v: v["ckpt.disable_ds"]),
     Condition(

@@ -45,6 +45,10 @@ class Checkpoints:
         value = row.get(key)
         if value is not None:
             self._state["latest"] = value
+        elif self.best_key != "none" and any(name.startswith("eval/") for name in row):
+            logger.warning(
+                "the evaluation has no %s (--ckpt.best_metric_key): no best checkpoint is kept", self.best_key
+            )
         if self.every is not None and rollout % self.every == 0:
             self.save(rollout, state)
         if value is not None and (self._state["best"] is None or value > self._state["best"]):
