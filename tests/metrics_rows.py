@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-PHASES = {"generate": 0.55, "reward": 0.04, "log_probs": 0.08, "update": 0.25, "sync": 0.05}
+PHASES = {"generate": 0.55, "reward": 0.04, "update": 0.33, "sync": 0.05}
 
 
 def synthetic_run(mode: str, n_steps: int = 120, seed: int = 0) -> list[dict]:

@@ -16,11 +16,15 @@ import pytest
 import torch
 
 from openrlhf_apo.rewards import math_verify as reward
-from openrlhf_apo.rewards.math_verify import counts, grade_many, reward_func, score_many
+from openrlhf_apo.rewards.math_verify import grade_many, reward_func
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("APO_DATA_DIR", ROOT.parent / "shared" / "data"))
 REWARD_FILE = ROOT / "openrlhf_apo" / "rewards" / "math_verify.py"
+
+
+def score_many(completions, golds, *mode, timeout=5.0) -> list[float]:
+    return [grade.score for grade in grade_many(completions, golds, *mode, timeout=timeout)]
 
 
 def rows(name):
@@ -192,14 +196,12 @@ def test_a_right_answer_may_be_huge():
     assert score_many([rf"\boxed{{{'7' * 10_000}}}"], ["7" * 10_000], timeout=20) == [1.0]
 
 
-def test_one_warning_and_one_count_for_each_timeout(caplog):
-    before = counts()
+def test_one_warning_for_each_timeout(caplog):
     with caplog.at_level(logging.WARNING):
         grades = grade_many([r"hm, \boxed{99999999!}", r"\boxed{18}"], ["18", "18"], timeout=1.0)
     assert grades[0] == (0.0, "timeout")
     (record,) = [record for record in caplog.records if record.name == reward.logger.name]
     assert r"'\\boxed{99999999!}', 17 characters" in record.getMessage()
-    assert counts()["timeout"] - before["timeout"] == 1
 
 
 def test_a_gold_without_an_answer_in_it_is_reported_not_scored_in_silence():

@@ -267,6 +267,11 @@ def test_command_without_metrics_says_so_in_one_line(tmp_path, content, complain
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_a_picture_under_another_name_is_refused(tmp_path):
+    done = report(tmp_path, "--out", tmp_path / "run.html")  # where the page would take its place
+    assert done.returncode == 2 and "run.html: a picture, so name it .png" in done.stderr
+
+
 def test_importing_the_command_imports_neither_matplotlib_nor_torch():
     code = "import openrlhf_apo.cli.report, sys; sys.exit(bool({'matplotlib', 'torch'} & sys.modules.keys()))"
     assert run_python("-c", code).returncode == 0

@@ -102,6 +102,15 @@ def test_lagged_anchor_refreshes_every_interval():
     assert policy.calls.count("update 0.0") == 2
 
 
+def test_lagged_anchor_refreshes_on_a_rollout_without_groups():
+    policy = TablePolicy()
+    trainer = update(policy, anchor="lagged", groups_per_step=4)
+    trainer.run(groups(), 0)
+    trainer.run(groups(), 1)
+    assert trainer.run([], 2) == {} and policy.calls.count("update 0.0") == 2
+    assert torch.equal(policy.anchor, policy.logits.detach())
+
+
 def test_ema_anchor_follows_every_update_and_reference_never_moves():
     policy = TablePolicy()
     update(policy, anchor="ema").run(groups(), 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from openrlhf_apo.rewards.math_verify import score_many
+from openrlhf_apo.rewards.math_verify import grade_many
 from openrlhf_apo.rewards.pool import ORPHAN_GRACE, WorkerPool
 
 ROOT = Path(__file__).parent.parent
@@ -47,13 +47,12 @@ def pool():
         yield pool
 
 
-def test_outcomes_and_their_counts(pool):
+def test_outcomes(pool):
     assert pool.call("6 * 7", timeout=10) == (42, "ok")
     assert pool.call("1 / 0", timeout=10) == (None, "error")
     assert pool.call("{1, 2}", timeout=10) == (None, "error")  # not JSON
     assert pool.call(SLEEP, timeout=0.2) == (None, "timeout")
     assert pool.call(DEATHS["exit"], timeout=10) == (None, "crash")
-    assert pool.counts == {"ok": 1, "error": 2, "timeout": 1, "crash": 1}
 
 
 def test_a_worker_serves_many_calls_and_starts_when_first_needed():
@@ -158,7 +157,7 @@ def test_in_a_ray_actor():
         """Nothing but the calls that a rollout engine would make."""
 
         def score(self, text):
-            return score_many([text], ["18"], timeout=3.0)[0]
+            return grade_many([text], ["18"], timeout=3.0)[0].score
 
         def worker_pid(self):
             self.pool = WorkerPool("builtins:eval", workers=1)

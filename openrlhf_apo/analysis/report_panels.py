@@ -13,7 +13,7 @@ from openrlhf_apo.analysis.verdict import ROUNDING
 from openrlhf_apo.trainer.health import Health
 from openrlhf_apo.trainer.metrics import held_out
 
-PHASES = ("generate", "reward", "log_probs", "update", "sync", "eval", "save", "other")
+PHASES = ("generate", "reward", "update", "sync", "eval", "save", "other")
 MISMATCH_FLOOR = 1e-8  # nats, where the axis begins
 
 

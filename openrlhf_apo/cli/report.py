@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--beta_r", type=float, help="with --diag: temperature of the target q (default 1.0)")
     parser.add_argument("--tau_anc", type=float, help="with --diag: temperature of the policy p (default 0.8)")
     args = parser.parse_args(argv)
+    if args.out and not args.out.endswith(".png"):
+        parser.error(f"--out {args.out}: a picture, so name it .png")
     try:
         _diagnose(args) if args.diag else _report(args)
     except BrokenPipeError:

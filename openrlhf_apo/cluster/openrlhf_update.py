@@ -31,6 +31,8 @@ class OpenRLHFUpdate:
         self.maker = RemoteExperienceMaker(actors, None, None, reference, self.kl_controller, strategy, tokenizer)
 
     def run(self, groups: list[list[Sample]], rollout: int) -> dict[str, float]:
+        if not groups:
+            return {}
         samples = [self._experience(sample) for group in groups for sample in group]
         experiences = self.maker.make_experience_batch(samples)
         mismatch = _mean_mismatch(experiences)

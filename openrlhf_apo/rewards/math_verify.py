@@ -19,11 +19,10 @@ OpenRLHF can load this file by path too: `--reward.remote_url openrlhf_apo/rewar
 """
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from openrlhf_apo.rewards.pool import shared_counts, shared_pool
+from openrlhf_apo.rewards.pool import shared_pool
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +58,6 @@ def reward_func(queries, prompts, labels, mode="strict", timeout=5.0, **kwargs) 
         for failure in ("timeout", "crash", "error")
     }
     return {"rewards": scores, "scores": scores, "extra_logs": failures}
-
-
-def score_many(
-    completions: Sequence[str],
-    golds: Sequence[str],
-    mode: str = "strict",
-    timeout: float = 5.0,
-    workers: int = WORKERS,
-) -> list[float]:
-    """1.0 for each completion whose final answer equals its gold answer, else 0.0. Arguments as in `grade_many`."""
-    return [grade.score for grade in grade_many(completions, golds, mode, timeout, workers)]
 
 
 def grade_many(
@@ -113,11 +101,6 @@ def grade_many(
 def start_workers(workers: int = WORKERS) -> None:
     """Let the workers start before there are answers, without waiting for them."""
     shared_pool(GRADER, workers).start()
-
-
-def counts() -> Counter[str]:
-    """How many answers this process has graded so far, by outcome."""
-    return shared_counts(GRADER)
 
 
 def _completion(query: str, prompt: str) -> str:

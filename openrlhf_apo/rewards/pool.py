@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -60,8 +59,6 @@ class WorkerPool:
         self.function, self.setup = function, setup
         self.workers = workers
         self.memory_bytes = int(memory_gb * 2**30)
-        self.counts: Counter[str] = Counter()
-        self._counts_lock = threading.Lock()
         self._closed = False
         # One entry per worker, None where it has to be started. Last in, first out: light use starts one worker only.
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
@@ -105,8 +102,6 @@ class WorkerPool:
                 worker.kill()
                 worker = None
             self._idle.put(worker)
-        with self._counts_lock:
-            self.counts[result.outcome] += 1
         return result
 
     def map(self, calls: Sequence[tuple], timeout: float) -> list[Result]:
@@ -142,12 +137,6 @@ def shared_pool(function: str, workers: int) -> WorkerPool:
         if (function, workers) not in _shared:
             _shared[function, workers] = WorkerPool(function, workers)
         return _shared[function, workers]
-
-
-def shared_counts(function: str) -> Counter[str]:
-    """How many calls of `function` in this process's shared pools had each outcome so far."""
-    with _shared_lock:
-        return sum((pool.counts for (name, _), pool in _shared.items() if name == function), Counter())
 
 
 class _Worker:

@@ -129,8 +129,7 @@ class Trainer:
             self.samples.write(rollout, groups[0], row.pop("first_advantages", None))
         else:
             logger.warning("rollout %d: every group was dropped, nothing to train on", rollout)
-            if self.ahead:
-                self.update([], rollout - 1)
+            self.update([], rollout - 1)
         if self.ahead:
             self.rollouts.finish(rollout + 1, clock)  # before the engine has other weights
         if groups and self.engine:

@@ -31,7 +31,7 @@ def lock_outputs(directories: dict[str, str]) -> list[OutputLock]:
     """{flag: directory}, made where they are missing. Raises OptionError for one that another run holds or that cannot
     be written."""
     locks: list[OutputLock] = []
-    for flag, directory in directories.items():
+    for flag, directory in {os.path.realpath(path): (flag, path) for flag, path in directories.items()}.values():
         path = Path(directory)
         made = [each for each in (path, *path.parents) if not each.exists()]  # the deepest first
         try:

@@ -59,8 +59,9 @@ class Update:
         `first_advantages`, of the first group's samples, where the objective has such.
 
         With asynchronous training the current policy is sampling the next rollout. One that is left without groups is
-        handed over, too, so that the policy is known when the next is trained on."""
+        handed over, too, so that the policy is known when the next is trained on, and a lagged anchor moves on."""
         if not groups:
+            self.objective.begin_rollout(rollout, 0)
             self._keep_behavior(0)
             return {}
         steps = split_into_steps(groups, self.groups_per_step)
