@@ -204,3 +204,16 @@ def test_the_import_beside_rays_start_asks_no_finder_that_imports():
     """cluster/start.py says what for: Ray's fork and such a finder would wait for each other."""
     code = "import sys, openrlhf_apo.cluster.start; sys.exit('distutils' not in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_table_of_contributing_names_what_comes_from_outside():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = {
+        part: outside.lower() for part, outside in re.findall(r"^\| `(\w+)/` \|.*\| (.*) \|$", text, re.MULTILINE)
+    }
+    for name in TREES:
+        part = name.split(".")[1] if "." in name else name
+        if part in table:
+            for each in imports_of(name):
+                if each.top not in sys.stdlib_module_names and each.top != PACKAGE:
+                    assert each.top.replace("math_verify", "math-verify") in table[part], f"{name} imports {each.top}"
