@@ -20,7 +20,7 @@ from workload import make_model
 
 from openrlhf_apo.objectives import Terms
 from openrlhf_apo.ranks.micro_batch import MicroBatch
-from openrlhf_apo.trainer.completions import Completion, samples_of
+from openrlhf_apo.trainer.completions import Beginning, Completion, samples_of
 from openrlhf_apo.trainer.samples import Prompt, Sample
 
 GROUP, MICRO_BATCH, RANKS = 8, 8, 8
@@ -79,7 +79,7 @@ def measure(prompts: int, prompt_tokens: int, length: int) -> dict:
     drawn = [Prompt(k, f"prompt {k}", "", "") for k in range(prompts)]
     ids = [[1 + (k + t) % (VOCABULARY - 1) for t in range(prompt_tokens)] for k in range(prompts)]
     completions = completions_of(prompts, length, VOCABULARY)
-    samples, seconds = timed(lambda: samples_of(tokenizer, drawn, ids, completions))
+    samples, seconds = timed(lambda: samples_of(tokenizer, drawn, list(map(Beginning, ids)), completions))
     hop("completions to samples", seconds)
     for sample in samples:
         sample.reward = 1.0

@@ -120,6 +120,7 @@ def test_the_engines_sleep_after_the_last_turn_and_one_without_a_conversation_is
     assert [call for call in calls if "complete" in call or "sleep" in call] == [
         *("engine0.complete", "engine1.complete", "engine0.complete", "engine0.sleep", "engine1.sleep"),
     ]
+    assert calls[-4:] == ["engine0.wake_up", "engine1.wake_up", "engine0.sleep", "engine1.sleep"]  # all of it sleeps
     assert calls[:3] == ["policy.release_memory", "engine0.wake_up", "engine1.wake_up"]
 
 

@@ -68,6 +68,7 @@ def test_g2rpo_a_guides_a_share_of_each_group(flags, sums, tmp_path):
             lengths = [len(sample.prompt_ids) for sample in group]
             assert sorted(lengths) == lengths and lengths[5] == lengths[0]  # six free answers, then two guided ones
             assert lengths[6] == lengths[7] == lengths[0] + row["guidance_tokens"]
+            assert [len(sample.shown) for sample in group] == [0] * 6 + [row["guidance_tokens"]] * 2  # characters
     assert all(row["rollout_mismatch"] < 1e-3 for row in rows)
 
 

@@ -23,6 +23,11 @@ P = 4
 class FakeEngine:
     """EngineHandle: answers are numbered, and made of one token."""
 
+    rested = 0
+
+    def rest(self):
+        self.rested += 1
+
     def generate(self, prompts, settings, prefix=None):
         samples = []
         for prompt in prompts:
@@ -76,6 +81,7 @@ def test_what_a_rollout_has_no_room_for_is_trained_on_by_the_next_ones_of_the_ep
     assert source.metrics == {"generations": 1, "stale_groups": 0, "surplus_groups": 5}
     assert groups_of(source, 2) == [(4, True), (5, True), (6, True), (7, True)]  # the engine is not asked
     assert source.metrics == {"generations": 0, "stale_groups": 4, "surplus_groups": 1}
+    assert source.engine.rested == 1  # a sync has woken it, and nothing was sampled
     assert groups_of(source, 3) == [(9, False), (8, True)]  # fresh ones first; the episode ends
     assert groups_of(source, 4)[0] == (10, False) and not source.exhausted
     assert [len(groups_of(source, rollout)) for rollout in (5, 6)] == [4, 2] and source.exhausted and len(source) == 6

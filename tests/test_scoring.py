@@ -7,7 +7,9 @@ import pytest
 
 from openrlhf_apo.errors import RunError
 from openrlhf_apo.rewards.remote import RemoteReward
+from openrlhf_apo.rewards.reward import Reward
 from openrlhf_apo.rewards.verifier import MathVerifyReward
+from openrlhf_apo.trainer.sample_file import group_row
 from openrlhf_apo.trainer.samples import Sample
 from openrlhf_apo.trainer.scoring import Scorer
 
@@ -115,3 +117,18 @@ def test_math_verify_scores_in_order():
     answers = [r"so \boxed{7}", "7", r"\boxed{8}", r"\boxed{\frac{14}{2}}"]
     kept = Scorer(MathVerifyReward(timeout=10), max_failures=0).score([sample(0, "7", a) for a in answers])
     assert [s.reward for s in kept] == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_a_reward_sees_what_guidance_has_shown_behind_the_prompt():
+    class Sees:
+        not_verified = 0
+
+        def __call__(self, answers, max_failures):
+            (answer,) = answers
+            assert (answer.prompt, answer.response) == ("prompt 0 First 3*4. ", "abc")
+            return [Reward(1.0)]
+
+    guided = sample(0, "good")
+    guided.shown = "First 3*4. "
+    assert Scorer(Sees(), 0).score([guided])[0].reward == 1.0
+    assert group_row(1, [guided, sample(0, "good")])["responses"] == ["⟦First 3*4. ⟧abc", "abc"]

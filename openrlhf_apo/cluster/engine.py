@@ -254,7 +254,7 @@ class RayEngine:
 
     def rest(self) -> None:
         if self.plan.sleeps:
-            self._surviving(lambda: self._all("sleep"))
+            self._surviving(self._rest)
 
     def sync_weights(self) -> None:
         self._surviving(self._sync_weights)
@@ -290,12 +290,12 @@ class RayEngine:
 
     def _begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None) -> Pending:
         self._wake()
-        prompt_ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
+        beginnings = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
         seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
         completions = self._deal(
             len(prompts),
             lambda engine, share: engine.generate.remote(
-                [prompt_ids[i] for i in share], [seeds[i] for i in share], settings
+                [beginnings[i].ids for i in share], [seeds[i] for i in share], settings
             ),
         )
 
@@ -303,7 +303,7 @@ class RayEngine:
             found = completions()
             if self.plan.sleeps:
                 self._all("sleep")
-            return samples_of(self.tokenizer, prompts, prompt_ids, found)
+            return samples_of(self.tokenizer, prompts, beginnings, found)
 
         return samples
 
@@ -329,6 +329,10 @@ class RayEngine:
         if self.plan.sleeps:
             self.policy.release_memory()
             self._all("wake_up")
+
+    def _rest(self) -> None:
+        self._wake()  # after a sync the weights alone are awake, and vLLM passes over an engine that is half asleep
+        self._all("sleep")
 
     def _sync_weights(self) -> None:
         self.policy.sleep()

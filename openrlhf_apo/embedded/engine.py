@@ -47,12 +47,13 @@ class EmbeddedEngine:
     def generate(
         self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None
     ) -> list[Sample]:
-        ids = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
+        beginnings = [encode(self.tokenizer, prompt, settings, prefix) for prompt in prompts]
+        ids = [beginning.ids for beginning in beginnings]
         seeds = [seed_of(prompt, settings, guided=prefix is not None) for prompt in prompts]
         limits = [settings.max_new_tokens or settings.max_len - len(each) for each in ids]
         how = Sampling(settings.temperature, settings.top_p)
         completions = self._sample(ids, seeds, limits, settings.samples_per_prompt, how)
-        return samples_of(self.tokenizer, prompts, ids, completions)
+        return samples_of(self.tokenizer, prompts, beginnings, completions)
 
     def begin(self, prompts: list[Prompt], settings: SamplingSettings, prefix: Prefix | None = None) -> Pending:
         samples = self.generate(prompts, settings, prefix)

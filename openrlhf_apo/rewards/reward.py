@@ -22,7 +22,7 @@ class Reward:
 class Answer:
     """What is scored."""
 
-    prompt: str  # after the template
+    prompt: str  # after the template, with the part of a solution that guidance shows
     response: str
     label: object  # as the data has it
     token_ids: list[int] = field(default_factory=list)  # prompt and response, by the policy's tokenizer

@@ -26,8 +26,15 @@ class Request(NamedTuple):
     max_tokens: int
 
 
-def encode(tokenizer: Any, prompt: Prompt, settings: SamplingSettings, prefix: Prefix | None) -> list[int]:
-    """The tokens to go on from. prefix: see EngineHandle.generate. RunError for a prompt that leaves no room."""
+class Beginning(NamedTuple):
+    """What an answer goes on from."""
+
+    ids: list[int]
+    shown: str = ""  # the part of them that is of the reference solution
+
+
+def encode(tokenizer: Any, prompt: Prompt, settings: SamplingSettings, prefix: Prefix | None) -> Beginning:
+    """prefix: see EngineHandle.generate. RunError for a prompt that leaves no room."""
     ids: list[int] = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     limit = settings.prompt_limit
     if len(ids) > limit:
@@ -36,9 +43,9 @@ def encode(tokenizer: Any, prompt: Prompt, settings: SamplingSettings, prefix: P
             f"--data.max_len or filter the data (prompt {prompt.text[:80]!r})"
         )
     if prefix is None:
-        return ids
-    shown = prefix(tokenizer(prompt.solution, add_special_tokens=False)["input_ids"])
-    return ids + shown[: limit - len(ids)]
+        return Beginning(ids)
+    shown = prefix(tokenizer(prompt.solution, add_special_tokens=False)["input_ids"])[: limit - len(ids)]
+    return Beginning(ids + shown, tokenizer.decode(shown, skip_special_tokens=False))
 
 
 def seed_of(prompt: Prompt, settings: SamplingSettings, guided: bool) -> int:
@@ -48,21 +55,22 @@ def seed_of(prompt: Prompt, settings: SamplingSettings, guided: bool) -> int:
 
 
 def samples_of(
-    tokenizer: Any, prompts: list[Prompt], prompt_ids: list[list[int]], completions: list[list[Completion]]
+    tokenizer: Any, prompts: list[Prompt], beginnings: list[Beginning], completions: list[list[Completion]]
 ) -> list[Sample]:
-    """Unscored samples, in prompt order. completions: of each prompt."""
+    """Unscored samples, in prompt order. beginnings, completions: of each prompt."""
     return [
         Sample(
             group_id=prompt.group_id,
             prompt=prompt.text,
             label=prompt.label,
             datasource=prompt.datasource,
-            prompt_ids=ids,
+            prompt_ids=beginning.ids,
             response_ids=completion.ids,
             response=tokenizer.decode(completion.ids, skip_special_tokens=False),
             rollout_log_probs=completion.log_probs,
             truncated=completion.truncated,
+            shown=beginning.shown,
         )
-        for prompt, ids, answers in zip(prompts, prompt_ids, completions, strict=True)
+        for prompt, beginning, answers in zip(prompts, beginnings, completions, strict=True)
         for completion in answers
     ]

@@ -112,7 +112,7 @@ class EngineHandle(Protocol):
         """One completion of each. Equal requests get equal ones, whatever is asked for beside them, up to rounding."""
 
     def rest(self) -> None:
-        """After the last `complete` before the policy is trained."""
+        """Before the policy is trained, where no `generate` has come since the last `complete` or sync."""
 
     def sync_weights(self) -> None:
         """Give the engine the policy's current weights."""

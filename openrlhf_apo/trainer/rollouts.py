@@ -145,6 +145,8 @@ class EngineRollouts:
             more = len(fresh) < wanted and left > 0 and generations < self.max_generations
             with clock("generate"):
                 batch = self._batch() if more else None
+        if generations == 0:
+            self.engine.rest()
         self.surplus = self.surplus[len(stale) :] + fresh[wanted:]
         for group in fresh[wanted:]:
             for sample in group:

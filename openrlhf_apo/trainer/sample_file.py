@@ -18,8 +18,8 @@ MAX_BYTES = 4 << 20  # of the file
 class SampleFile:
     """The first group of the first rollout, of the 11th, and so on, one group a line, until the file is full.
 
-    A line: `step` (the rollout), `prompt`, `label`, and by answer `responses`, `rewards`, `truncated` (0 or 1) and,
-    where the loss has them, `advantages`, as its first optimizer step saw them.
+    A line: `step` (the rollout), `prompt`, `label`, and by answer `responses` (in ⟦ ⟧ what is not the policy's),
+    `rewards`, `truncated` (0 or 1) and, where the loss has them, `advantages`, as its first optimizer step saw them.
     """
 
     def __init__(self, directory: str, resume_step: int | None):
@@ -43,7 +43,7 @@ def group_row(rollout: int, group: list[Sample], shorten: Callable[[str], str] =
         "step": rollout,
         "prompt": shorten(group[0].prompt),
         "label": shorten(label if isinstance(label, str) else json.dumps(label, default=str)),
-        "responses": [shorten(sample.response) for sample in group],
+        "responses": [shorten(f"⟦{s.shown}⟧{s.response}" if s.shown else s.response) for s in group],
         "rewards": [sample.reward for sample in group],
         "truncated": [int(sample.truncated) for sample in group],
     }

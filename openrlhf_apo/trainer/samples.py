@@ -40,6 +40,7 @@ class Sample:
     score: float | None = None  # what dynamic filtering and evaluations look at, where it is not the reward
     extra: dict[str, float] = field(default_factory=dict)  # `extra_logs` of the reward function, for the metrics
     stale: bool = False  # sampled by the policy of an earlier rollout than the one that trains on it
+    shown: str = ""  # of a guided one: the part of the reference solution behind the prompt, before the response
     own: list[bool] | None = None  # whether the policy chose each response token; None: all of them
 
     @property

@@ -23,7 +23,7 @@ class Scorer:
 
     def score(self, samples: list[Sample]) -> list[Sample]:
         """The scored samples of the groups in which every sample could be scored."""
-        answers = [Answer(s.prompt, s.response, s.label, s.prompt_ids + s.response_ids) for s in samples]
+        answers = [Answer(s.prompt + s.shown, s.response, s.label, s.prompt_ids + s.response_ids) for s in samples]
         rewards = self.reward(answers, self.max_failures - self.failures)
         failed: dict[int, int] = defaultdict(int)
         for sample, reward in zip(samples, rewards, strict=True):
