@@ -223,11 +223,12 @@ def run(argv: list[str]) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_bad_data_is_one_line_and_exit_code_2(base, tiny_model, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1+1="')
     data = ["--actor.model_name_or_path", tiny_model, "--data.prompt_dataset", str(tmp_path / "data.jsonl")]
     code, stderr = run([*base, *data])
     assert code == 2
     (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert "cannot read the data set" in line
+    assert "cannot be read" in line and "line 1: not JSON" in line
     assert "Traceback" not in stderr
 
 

@@ -62,10 +62,11 @@ def one_error(outcome: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--data.prompt_dataset", "/nowhere.jsonl"], "cannot read the data set '/nowhere.jsonl'"),
+        (["--data.prompt_dataset", "/nowhere.jsonl"], "--data.prompt_dataset /nowhere.jsonl: no such file"),
+        (["--data.prompt_dataset", "/nowhere"], "cannot read the data set '/nowhere'"),
         (["--data.input_key", "question"], "no column 'question' (--data.input_key)"),
         (["--data.max_samples", "15"], "15 prompts x 1 episodes are fewer than one --rollout.batch_size (16)"),
-        (["--eval.dataset", "/nowhere.jsonl", "--eval.ends"], "cannot read the data set '/nowhere.jsonl'"),
+        (["--eval.dataset", "/nowhere.jsonl", "--eval.ends"], "--eval.dataset /nowhere.jsonl: no such file"),
         (["--actor.lr_scheduler", "cosin"], "--actor.lr_scheduler must be one of linear, cosine, "),
         (["--eval.dataset", "e", "--eval.ends", "--eval.temperature", "-1"], "--eval.temperature must be a number in"),
         (["--rollout.max_new_tokens", "0"], "--rollout.max_new_tokens must be a number in [1, inf), got 0"),

@@ -204,9 +204,11 @@ def test_packages_are_looked_for(monkeypatch):
     assert settings(*ring, device="cuda").ds.packing_samples
 
 
-def test_flags_of_experts_need_a_model_with_experts(tmp_path):
+def test_flags_of_experts_need_a_model_with_experts(tmp_path, monkeypatch):
     from transformers import Qwen3Config, Qwen3MoeConfig
 
+    monkeypatch.chdir(tmp_path)
+    Path("d.jsonl").touch()
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
     Qwen3Config(**shape).save_pretrained(tmp_path / "dense")
     Qwen3MoeConfig(**shape).save_pretrained(tmp_path / "experts")

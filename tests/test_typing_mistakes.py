@@ -103,7 +103,7 @@ MISTAKES = [
     ("--actor.model_name_or_path {here}/model", "model_type"),
     ("--data.apply_chat_template", "has no chat template: leave --data.apply_chat_template out"),
     # The data.
-    ("--data.prompt_dataset {here}/nowhere.jsonl", "cannot read the data set"),
+    ("--data.prompt_dataset {here}/nowhere.jsonl", "nowhere.jsonl: no such file: correct the path"),
     ("--data.prompt_dataset {here}/words.txt", "words.txt' is no file of rows: give one that ends with .jsonl"),
     ("--data.prompt_dataset {here}/torn.jsonl", "torn.jsonl"),
     ("--data.prompt_dataset {here}/empty.jsonl", "empty.jsonl"),

@@ -13,6 +13,7 @@ from openrlhf_apo.trainer.kl_controller import LARGEST_ERROR
 
 # OpenRLHF's estimators whose advantages need no group.
 SINGLE_SAMPLE_ESTIMATORS = ("reinforce", "flash_reinforce")
+ROWS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")  # endings of files, which no name on a hub has
 
 
 def check_inputs(args: argparse.Namespace) -> None:
@@ -37,6 +38,14 @@ def check_inputs(args: argparse.Namespace) -> None:
         raise OptionError(f"no reward: {CHOICES}, or --reward.model_name_or_path, or --train.agent_func_path")
     check_words("--reward", words or [])
     check_words("--reward.remote_url", [url] if url else [])
+
+
+def check_data_files(args: SimpleNamespace) -> None:
+    """The reader would say so, after the imports that it needs, and ask a hub for some of them."""
+    for flag in ("data.prompt_dataset", "eval.dataset"):
+        for name in (owners.value_of(args, flag) or "").split(","):
+            if name.endswith(ROWS) and "://" not in name and not os.path.isfile(name):
+                raise OptionError(f"--{flag} {name}: no such file: correct the path")
 
 
 def _listdir(path: str) -> list[str]:

@@ -85,7 +85,7 @@ def help_page(parser: argparse.ArgumentParser) -> str:
         [
             *lines,
             "",
-            "A switch takes false: --FLAG false.",
+            "A switch takes false, too.",
             "--help all: every flag. docs/openrlhf_flags.md: what OpenRLHF's flags do here.",
             "",
         ]

@@ -48,7 +48,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
         group_filter = GroupFilter(tuple(args.algo.dynamic_filtering_range) if given else None)
     return RunPlan(
         loss=args.loss,
-        objective=_objective(args),
+        objective=objective(args),
         regularizer=Regularizer(
             kl=args.algo.kl.init_coef,
             kl_in_reward=not args.algo.kl.use_loss,
@@ -127,7 +127,7 @@ def run_plan(args: SimpleNamespace, argv: Sequence[str] = ()) -> RunPlan:
     )
 
 
-def _objective(args: SimpleNamespace) -> GroupPlan | TokenPlan | None:
+def objective(args: SimpleNamespace) -> GroupPlan | TokenPlan | None:
     if args.loss == OPENRLHF:
         return None
     loss = owners.losses()[args.loss]

@@ -15,12 +15,13 @@ from openrlhf_apo.objectives import GROUP_LOSSES, OPENRLHF
 from openrlhf_apo.options import flags, owners
 from openrlhf_apo.options.check_cluster import check_cluster
 from openrlhf_apo.options.check_model import check_model
-from openrlhf_apo.options.checks import check_before_openrlhf, check_inputs, check_settings
+from openrlhf_apo.options.checks import check_before_openrlhf, check_data_files, check_inputs, check_settings
 from openrlhf_apo.options.effects import check_values, refuse_flags_without_effect
 from openrlhf_apo.options.help_page import HelpAction
 from openrlhf_apo.options.openrlhf_flags import CPU_TOKENS, openrlhf_flag
 from openrlhf_apo.options.own_file import OwnFile, load_own_file
 from openrlhf_apo.options.owners import value_of
+from openrlhf_apo.options.plan import objective
 from openrlhf_apo.options.rewards import OURS, kind_of
 from openrlhf_apo.options.runtime import decide_runtime
 from openrlhf_apo.options.upstream import upstream_checks, upstream_parser
@@ -75,7 +76,7 @@ def resolve(
     """Nested settings as OpenRLHF uses them, plus `given`: the flags set by the user or by the file, and by which.
 
     Raises OptionError for anything that cannot work or would have no effect. `check_model_folder=False` does not look
-    at the model, which may have yet to be made. from_files: of a --config file these flags alone are taken.
+    at the model and the data, which may have yet to be made. from_files: those alone are taken of a --config file.
     """
     own = _own_file(argv, from_files)
     parser = make_parser()
@@ -131,7 +132,9 @@ def resolve(
     check_cluster(settings)
     if settings.apo.load_rollouts:
         settings.vllm.num_engines = 0  # not before: OpenRLHF packs samples beside an engine only
+    objective(settings)  # whose values are refused here, before transformers is imported to look at the model
     if check_model_folder:
+        check_data_files(settings)
         check_model(settings)
     return settings
 
