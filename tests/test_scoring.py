@@ -132,3 +132,9 @@ def test_a_reward_sees_what_guidance_has_shown_behind_the_prompt():
     guided.shown = "First 3*4. "
     assert Scorer(Sees(), 0).score([guided])[0].reward == 1.0
     assert group_row(1, [guided, sample(0, "good")])["responses"] == ["⟦First 3*4. ⟧abc", "abc"]
+
+
+def test_answers_that_hang_take_no_time_from_the_others(reward):
+    answers = [sample(0, "hang")] * 20 + [sample(1, "slow")] * 40
+    scored = Scorer(reward, max_failures=20).score(answers)
+    assert [each.label for each in scored] == ["slow"] * 40

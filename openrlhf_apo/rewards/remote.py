@@ -67,6 +67,8 @@ class RemoteReward:
                     failure = error
                 except TimeoutError:
                     failure = RewardFailure(f"took more than {self.timeout:g} s")
+                    # What hangs keeps its thread for good, for which the others would wait.
+                    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_CALLS))
                 except Exception as error:
                     failure = RewardFailure(f"raised {type(error).__name__}: {error}")
                 failures += 1
