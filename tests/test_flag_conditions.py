@@ -159,6 +159,7 @@ def test_refused_with_a_gpu(argv, message, packages):
         ("--ckpt.save_steps 0", "--ckpt.save_steps must be a number in [1, inf), got 0 (or -1, for never)"),
         ("--eval.dataset e --eval.steps 0", "--eval.steps must be a number in [1, inf), got 0"),
         ("--eval.dataset e --eval.ends --eval.temperature -1", "--eval.temperature must be a number in [0, inf)"),
+        (f"{EVALUATED} --eval.temperature 0 --eval.n_samples_per_prompt 4", "at --eval.temperature 0 all answers are"),
         ("--rollout.max_new_tokens 0", "--rollout.max_new_tokens must be a number in [1, inf), got 0"),
         ("--rollout.top_p 0", "--rollout.top_p must be a number in (0, 1], got 0"),
         ("--reward.stop_properly_penalty_coef 1.5", "must be a number in (-inf, 1], got 1.5"),

@@ -135,6 +135,11 @@ def test_never_to_evaluate_can_be_said_without_a_dataset():
     assert settings("--eval.steps", "-1").eval.steps == -1
 
 
+def test_a_greedy_evaluation_takes_one_answer():
+    greedy = settings("--eval.dataset", "e.jsonl", "--eval.ends", "--eval.temperature", "0")
+    assert (greedy.eval.n_samples_per_prompt, settings().eval.n_samples_per_prompt) == (1, 4)
+
+
 def test_conditions_and_cases_name_flags_that_are_there():
     known = {action.dest for action in make_parser()._actions}
     for condition in CONDITIONS:

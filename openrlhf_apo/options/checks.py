@@ -203,6 +203,8 @@ def _check_data(args: SimpleNamespace) -> None:
             "--data.prompt_dataset: give as many"
         )
     key, k = args.ckpt.best_metric_key, args.eval.n_samples_per_prompt
+    if args.eval.temperature == 0 and k > 1:
+        raise OptionError(f"--eval.n_samples_per_prompt {k}: at --eval.temperature 0 all answers are one: drop either")
     known = ["pass1", "score_mean"] + [f"pass{k}", f"score_best{k}", "distinct_right"] * (k > 1)
     if key not in ("", "none") and not (key.startswith("eval/") and key.rpartition("/")[2] in known):
         raise OptionError(

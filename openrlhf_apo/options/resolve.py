@@ -321,6 +321,8 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
         defaults["apo.sync"] = "buckets"  # OpenRLHF's way sends an adapter's tensors as they are
     if getattr(args, "apo.load_rollouts"):
         defaults["algo.dynamic_filtering_enable"] = False  # nothing can be sampled anew
+    if getattr(args, "eval.temperature") == 0:
+        defaults["eval.n_samples_per_prompt"] = 1  # greedy answers are all one
     defaults["data.label_key"] = "label"
     gpus = getattr(args, "actor.num_gpus_per_node")
     if args.runtime == "embedded":

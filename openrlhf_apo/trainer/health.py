@@ -31,7 +31,6 @@ class Health:
             )
         equal = row.get("zero_variance_fraction") == 1.0
         still = not equal and not any(row.get("inner/grad_norm", [1.0]))
-        self._count("equal", equal)
         masked = min(row.get("inner/is_filtered_fraction", [0.0])) == 1.0
         if self._count("masked", masked) >= IN_A_ROW:
             raise RunError(
@@ -51,7 +50,15 @@ class Health:
                 "with certainty, and all answers of a group are one; go back to a checkpoint and lower "
                 "--actor.adam.lr, or add --actor.entropy_coef"
             )
-        in_a_row = self.in_a_row["equal"]
+        self._check_equal(rollout, equal)
+
+    def check_dropped(self, row: dict) -> None:
+        """row: of a rollout of which no group is left. Where a filter dropped them, they had equal rewards."""
+        if row.get("filtered_groups"):
+            self._check_equal(row["step"], True)
+
+    def _check_equal(self, rollout: int, equal: bool) -> None:
+        in_a_row = self._count("equal", equal)
         if in_a_row == self.max_equal_rollouts:
             raise RunError(
                 f"rollout {rollout}: every group had equal rewards for {in_a_row} rollouts "

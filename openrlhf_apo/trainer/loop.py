@@ -106,6 +106,8 @@ class Trainer:
                 self._log(row, view)
                 if "reward_mean" in row:
                     self.health.check(row)
+                else:
+                    self.health.check_dropped(row)
                 self.done, self._after_last = rollout, copy.deepcopy(self._state(rollout))
                 with clock("save"):
                     self.checkpoints.after_rollout(rollout, row, self._after_last)

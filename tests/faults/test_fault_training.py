@@ -74,6 +74,12 @@ def test_equal_rewards_for_ever_are_warned_of_and_stop_the_run_by_flag(short, tm
     assert code == 1 and error.startswith("rollout 4: every group had equal rewards for 4 rollouts"), error
 
 
+def test_equal_rewards_that_a_filter_drops_stop_the_run_too(short, tmp_path):
+    flags = [REWARD, constant_reward(tmp_path), "--train.num_episodes", "3", "--algo.dynamic_filtering_enable"]
+    code, error = outcome(short, tmp_path / "out", *flags, "--apo.max_equal_rollouts", "2")
+    assert code == 1 and error.startswith("rollout 2: every group had equal rewards for 2 rollouts"), error
+
+
 def healthy(step: int, **other) -> dict:
     row = {"step": step, "zero_variance_fraction": 0.5, "inner/grad_norm": [0.0, 0.1], "token_entropy": 1.0}
     return row | {"rollout_mismatch": 1e-6} | other
