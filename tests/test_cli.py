@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from openrlhf_apo.cli.train_apo_ray import main
+from openrlhf_apo.cli.train_apo_ray import main, resume_command
 from openrlhf_apo.errors import OptionError
 from openrlhf_apo.objectives import GROUP_LOSSES, TOKEN_LOSSES
 from openrlhf_apo.options import resolve, run_plan, start_up_warnings
@@ -315,6 +315,18 @@ def test_warns_when_the_guard_cannot_move(base):
         assert warnings([*dead, *alive]) == []
     assert warnings([*dead, "--alpha_mode", "fixed"]) == []
     assert warnings([*dead, "--apo.anchor", "lagged", "--apo.anchor_interval", "1"]) != []
+
+
+def test_muon_is_not_clipped_unless_asked(base):
+    muon = [*base, "--actor.optim", "muon"]
+    assert (resolve(muon).actor.max_norm, resolve(base).actor.max_norm) == (0.0, 1.0)
+    assert warnings(muon) == []
+    assert "DeepSpeed clips what Muon has made" in warnings([*muon, "--actor.max_norm", "1"])[0]
+
+
+def test_what_goes_on_from_a_checkpoint_resumes_whatever_was_said_of_it():
+    for said in ([], ["--ckpt.load_enable"], ["--ckpt.load_enable", "false"], ["--ckpt.load_enable", "--loss", "apo"]):
+        assert resume_command(said).split()[-1] == "--ckpt.load_enable"
 
 
 def test_warns_of_micro_batches_of_one_sample_where_more_would_fit(base):

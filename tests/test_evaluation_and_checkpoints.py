@@ -111,6 +111,13 @@ def test_only_rewards_of_0_and_1_are_a_pass_rate():
     assert "eval/score_mean" in evaluate([-1, 1, 1, 1])
 
 
+def test_an_evaluation_of_which_no_group_is_left_has_no_result(caplog):
+    answers = Answers([])
+    answers.generate = lambda prompts, settings: []
+    evaluation = Evaluation([PromptRow("p", "")], SamplingSettings(2, 1.0, 1.0, 4, 64, 0), 1, False)
+    assert evaluation.run(answers, answers) == {} and "has no result" in caplog.text
+
+
 def test_one_graded_evaluation_makes_all_of_a_run_graded():
     rows = [{"step": 0, "eval/pass1": 0.0}, {"step": 1}, {"step": 2, "eval/score_mean": 0.25}]
     assert held_out(rows) == ("eval/score_mean", [(0, 0.0), (2, 0.25)])

@@ -23,16 +23,11 @@ ROLLOUTS = "with --apo.load_rollouts, which neither samples nor scores"
         ("--eval.ends", "--eval.ends has no effect without --eval.dataset"),
         ("--eval.dataset e", "--eval.dataset has no effect without --eval.steps or --eval.ends"),
         ("--ckpt.best_metric_key none", "--ckpt.best_metric_key has no effect without an evaluation"),
-        ("--ckpt.save_hf", "--ckpt.save_hf has no effect where no checkpoint is written"),
-        (f"--ckpt.save_hf {EVALUATED} --ckpt.best_metric_key none", "where no checkpoint is written"),
-        ("--ckpt.disable_ds", "where no checkpoint is written"),
-        (
-            "--ckpt.disable_ds --ckpt.save_steps 2",
-            "--ckpt.save_steps has no effect with --ckpt.disable_ds and without",
-        ),
+        ("--ckpt.disable_ds", "--ckpt.disable_ds has no effect without --ckpt.save_hf"),
+        ("--ckpt.disable_ds --ckpt.save_steps 2", "no checkpoint of any kind is left then: add --ckpt.save_hf"),
         (f"--ckpt.max_num 2 {EVALUATED}", "--ckpt.max_num has no effect without --ckpt.save_steps"),
         (
-            "--ckpt.max_mem 2 --ckpt.save_steps 1 --ckpt.disable_ds",
+            "--ckpt.max_mem 2 --ckpt.save_steps 1 --ckpt.disable_ds --ckpt.save_hf",
             "--ckpt.max_mem has no effect with --ckpt.disable_ds",
         ),
         ("--ds.use_universal_ckpt", "without --ckpt.load_enable"),
@@ -142,6 +137,7 @@ def test_a_flag_without_what_it_needs_is_refused(argv, message, tmp_path):
             "--ref.num_gpus_per_node must be the actor's",
         ),
         ("--ds.ring_attn_size 3", "not made of groups"),
+        ("--actor.optim muon --ds.adam_offload", "--ds.adam_offload cannot be used with --actor.optim muon"),
         ("--ds.tensor_parallel_size 2 --ds.param_dtype fp16", "needs --ds.param_dtype bf16"),
         ("--loss openrlhf --train.micro_batch_size 3", "--train.micro_batch_size 3 x 8 ranks"),
         ("--loss openrlhf --train.micro_batch_size 64 --ds.tensor_parallel_size 2", "64 x 4 ranks"),
@@ -244,3 +240,9 @@ def test_what_would_end_the_run_later_is_refused(argv, message):
 def test_upstream_has_the_lines_that_refusals_rest_on(package, file, text):
     root = Path(importlib.util.find_spec(package).origin).parent
     assert text in (root / file).read_text(encoding="utf-8")
+
+
+def test_files_of_an_earlier_run_are_no_saved_rollouts(tmp_path):
+    (tmp_path / "rollout_00001.jsonl.1").touch()
+    with pytest.raises(OptionError, match="no rollout_\\*.jsonl there"):
+        resolve([*BASE[:2], "--apo.load_rollouts", str(tmp_path)], check_model_folder=False)

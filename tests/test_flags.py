@@ -71,10 +71,9 @@ BESIDE = {
     "algo.kl.unbiased_gradient": "--algo.kl.use_loss --algo.kl.init_coef 0.1",
     "algo.kl.use_loss": "--algo.kl.init_coef 0.1",
     "ckpt.best_metric_key": EVALUATED,
-    "ckpt.disable_ds": "--ckpt.save_steps 2 --ckpt.save_hf",
+    "ckpt.disable_ds": "--ckpt.save_hf",
     "ckpt.max_mem": "--ckpt.save_steps 2",
     "ckpt.max_num": "--ckpt.save_steps 2",
-    "ckpt.save_hf": EVALUATED,
     "data.prompt_probs": "--data.prompt_dataset a.jsonl,b.jsonl",
     "ds.load_in_4bit": "--ds.lora.rank 2 --ds.param_dtype bf16",
     "ds.lora.alpha": "--ds.lora.rank 2",
@@ -221,6 +220,9 @@ def test_flags_of_experts_need_a_model_with_experts(tmp_path, monkeypatch):
         resolve([*BASE, *argv, BASE[0], str(tmp_path / "experts")])
         with pytest.raises(OptionError, match="has no effect: .* has no "):
             resolve([*BASE, *argv, BASE[0], str(tmp_path / "dense")])
+    nccl = ["--apo.device", "cuda", "--vllm.sync_backend", "nccl", BASE[0], str(tmp_path / "experts")]
+    with pytest.raises(OptionError, match="has experts, whose weights go in buckets"):
+        resolve([*BASE, *nccl])
     ray = [*BASE, "--runtime", "ray", BASE[0], str(tmp_path / "experts")]
     assert (resolve(ray).apo.sync, resolve([*ray[:-1], str(tmp_path / "dense")]).apo.sync) == ("buckets", None)
 

@@ -147,6 +147,14 @@ def test_zero_variance_groups_are_kept_or_dropped_and_counted():
         assert (off_anchor[:2] != 0).all()
 
 
+def test_a_policy_far_from_its_target_has_finite_metrics():
+    policy = TablePolicy()
+    sums = policy.log_prob_sums
+    policy.log_prob_sums = lambda *step, **how: [ell + 2000.0 * (k % 2) for k, ell in enumerate(sums(*step, **how))]
+    metrics = update(policy, groups_per_step=4, epochs=2).run(groups(), 0)
+    assert math.isfinite(metrics["max_weight"]) and metrics["log_ratio_std"] > 500
+
+
 def test_confidence_sources():
     policy = TablePolicy()
     candidate = update(policy, GuardedAlpha(), groups_per_step=4, epochs=2).run(groups(), 0)

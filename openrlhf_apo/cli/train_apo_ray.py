@@ -101,7 +101,7 @@ def _train(plan: "RunPlan", args: SimpleNamespace, console: TextIO, stop: StopSi
 def resume_command(argv: list[str]) -> str:
     """For a shell. A key is named and not shown, since this stands in run.log."""
     return hide_key(
-        shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if RESUME not in argv else [])])
+        shlex.join([sys.executable, "-m", __spec__.name, *argv, *([RESUME] if argv[-1:] != [RESUME] else [])])
     )
 
 

@@ -43,6 +43,8 @@ def _check_deepspeed(args: SimpleNamespace) -> None:
     if args.actor.optim == "muon" and stage not in (1, 2):
         what = "raises beside its reduce-scatter" if stage == 3 else "is plain SGD without ZeRO"
         raise OptionError(f"--actor.optim muon needs --ds.zero_stage 1 or 2, not {stage}: DeepSpeed's Muon {what}")
+    if args.actor.optim == "muon" and args.ds.adam_offload:
+        raise OptionError("--ds.adam_offload cannot be used with --actor.optim muon, which DeepSpeed refuses: drop it")
     if args.ds.overlap_comm and ours and stage < 2:
         raise OptionError(
             f"--ds.overlap_comm needs --ds.zero_stage 2 or 3 with --loss {args.loss}, not {stage}: drop it (DeepSpeed "

@@ -157,6 +157,9 @@ def _check_experts(args: SimpleNamespace, config: dict) -> None:
     model, experts = args.actor.model_name_or_path, any("experts" in key for key in config)
     if experts and args.runtime == "ray" and args.apo.sync is None:
         args.apo.sync = "buckets"  # after the last of which vLLM brings the experts into the order of its kernel
+        for flag in ("vllm.sync_backend", "vllm.sync_with_ray"):
+            if flag in args.given:
+                raise OptionError(f"--{flag} has no effect: {model} has experts, whose weights go in buckets; drop it")
     if args.ds.experts_implementation and not experts:
         raise OptionError(f"--ds.experts_implementation has no effect: {model} has no experts; drop it")
     if args.actor.aux_loss_coef > 0 and "output_router_logits" not in config:

@@ -22,7 +22,7 @@ def check_inputs(args: argparse.Namespace) -> None:
         raise OptionError("--actor.model_name_or_path is missing: a Hugging Face folder or hub name")
     rollouts, url = getattr(args, "apo.load_rollouts"), getattr(args, "reward.remote_url")
     if rollouts:
-        if not any(name.startswith("rollout_") for name in _listdir(rollouts)):
+        if not any(name.startswith("rollout_") and name.endswith(".jsonl") for name in _listdir(rollouts)):
             raise OptionError(f"--apo.load_rollouts {rollouts}: no rollout_*.jsonl there")
         return
     if not getattr(args, "data.prompt_dataset"):

@@ -43,11 +43,6 @@ def never_evaluated(v: Values) -> bool:
     return not v["eval.dataset"] or (v["eval.steps"] == -1 and not v["eval.ends"])
 
 
-def never_saved(v: Values) -> bool:
-    """No checkpoint of any kind: none by --ckpt.save_steps, none for an evaluation better than all before."""
-    return v["ckpt.save_steps"] == -1 and (never_evaluated(v) or v["ckpt.best_metric_key"] == "none")
-
-
 def _no_kl(v: Values) -> bool:
     return v["algo.kl.init_coef"] == 0 and not v["adrpo.enable"]
 
@@ -184,22 +179,16 @@ CONDITIONS = [
         "ckpt.best_metric_key", "without an evaluation", never_evaluated, "give --eval.dataset and --eval.steps"
     ),
     Condition(
-        "ckpt.save_hf ckpt.disable_ds",
-        "where no checkpoint is written",
-        never_saved,
-        "give --ckpt.save_steps, or drop it",
+        "ckpt.disable_ds",
+        "without --ckpt.save_hf, as no checkpoint of any kind is left then",
+        lambda v: not v["ckpt.save_hf"],
+        "add --ckpt.save_hf, or drop it",
     ),
     Condition(
         "ckpt.max_num ckpt.max_mem",
         "without --ckpt.save_steps",
         lambda v: v["ckpt.save_steps"] == -1,
         "give it, or drop this one",
-    ),
-    Condition(
-        "ckpt.save_steps",
-        "with --ckpt.disable_ds and without --ckpt.save_hf, as nothing is left to write",
-        lambda v: v["ckpt.disable_ds"] and not v["ckpt.save_hf"],
-        "add --ckpt.save_hf, or drop --ckpt.disable_ds",
     ),
     Condition("ckpt.max_num ckpt.max_mem", "with --ckpt.disable_ds", lambda v: v["ckpt.disable_ds"]),
     Condition(

@@ -66,7 +66,7 @@ FLAGS: dict[str, Flag] = {
     "actor.loss_agg_mode": only_openrlhf(_OWN_SURROGATE),
     "actor.lr_scheduler": works(choices=SCHEDULERS),
     "actor.lr_warmup_ratio": works(**SHARE),
-    "actor.max_norm": works("0: gradients are not clipped", **NOT_NEGATIVE),
+    "actor.max_norm": works("0: gradients are not clipped, the default with --actor.optim muon", **NOT_NEGATIVE),
     "actor.min_lr_ratio": works(**SHARE),
     "actor.model_name_or_path": works("a model that brings its own code needs --actor.trust_remote_code"),
     "actor.muon.lr": works(**NOT_NEGATIVE),

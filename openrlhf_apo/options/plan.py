@@ -187,6 +187,11 @@ def start_up_warnings(args: SimpleNamespace, plan: RunPlan) -> list[str]:
                 "stays at alpha_max for ever. Take several steps per rollout (a smaller --train.batch_size or "
                 "--train.max_epochs), or --apo.anchor lagged, ema or reference, or --apo.confidence token"
             )
+    if args.actor.optim == "muon" and args.actor.max_norm > 0:
+        warnings.append(
+            f"--actor.max_norm {args.actor.max_norm:g} with --actor.optim muon: DeepSpeed clips what Muon has made of "
+            "the gradient, whose norm is 10 to 1,000 whatever the gradient's; 0 clips nothing"
+        )
     fitting = args.train.max_tokens_per_gpu // args.data.max_len
     if "train.micro_batch_size" in args.given and args.train.micro_batch_size == 1 and fitting > 1:
         warnings.append(

@@ -317,6 +317,8 @@ def _defaults(args: argparse.Namespace, given: set[str]) -> dict:
         use_loss = getattr(args, "algo.kl.use_loss") if "algo.kl.use_loss" in given else defaults["algo.kl.use_loss"]
         if getattr(args, "adrpo.enable") or use_loss:
             defaults["algo.kl.estimator"] = "k3"  # k1's gradient does not pull towards the reference
+    if getattr(args, "actor.optim") == "muon":
+        defaults["actor.max_norm"] = 0.0  # DeepSpeed would clip Muon's update, of norm 10 to 1,000, to 1
     if getattr(args, "ds.lora.rank") > 0:
         defaults["apo.sync"] = "buckets"  # OpenRLHF's way sends an adapter's tensors as they are
     if getattr(args, "apo.load_rollouts"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 from openrlhf.utils.agent import AgentExecutorBase
 
@@ -13,7 +14,7 @@ def load_agent(path: str) -> AgentExecutorBase:
     none or cannot be run."""
     spec = importlib.util.spec_from_file_location("agent_module", os.path.realpath(path))
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look names up
     try:
         spec.loader.exec_module(module)
         made = module.AgentExecutor() if hasattr(module, "AgentExecutor") else None

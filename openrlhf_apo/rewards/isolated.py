@@ -5,6 +5,7 @@ sample its reward, and the run nothing.
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -68,7 +69,7 @@ def load(path: str) -> Callable[[str, str, object], tuple[Any, str | None]]:
     """In the worker: (query, prompt, label) -> (what reward_func returned for it as JSON holds it, why it failed)."""
     spec = importlib.util.spec_from_file_location("reward_func", path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look names up
     spec.loader.exec_module(module)
     reward_func = module.reward_func
 

@@ -1,5 +1,6 @@
 """Held-out prompts: how the policy does on what it is not trained on."""
 
+import logging
 import statistics
 
 from openrlhf_apo.trainer.handles import EngineHandle, SamplingSettings
@@ -7,6 +8,8 @@ from openrlhf_apo.trainer.metrics import as_score
 from openrlhf_apo.trainer.prompts import PromptRow
 from openrlhf_apo.trainer.samples import Sample, whole_groups
 from openrlhf_apo.trainer.scoring import Scorer
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation:
@@ -30,6 +33,9 @@ class Evaluation:
     def run(self, engine: EngineHandle, scorer: Scorer) -> dict[str, float]:
         samples = scorer.score(engine.generate(self.prompts, self.settings))
         groups = whole_groups(samples, self.settings.samples_per_prompt)
+        if not groups:
+            logger.warning("the evaluation has no result: of every prompt an answer's reward failed")
+            return {}
         metrics = _rates("eval/", groups)
         sources = sorted({group[0].datasource for group in groups})
         for source in sources if len(sources) > 1 else ():

@@ -143,11 +143,14 @@ class GroupObjective:
         return (confidence[varied] / target_confidence[varied]).clamp(0.0, 1.0).mean().item()
 
 
+LARGEST_LOG = 700.0  # whose exp is still a float64
+
+
 def _alpha_metrics(alpha: float | Tensor, log_q: Tensor, log_p: Tensor, varied: Tensor) -> dict[str, float]:
     tilt = torch.as_tensor(alpha, dtype=torch.float64).reshape(-1, 1) * (log_q - log_p)  # log r^alpha, [G, P]
     metrics = {
         "divergence": alpha_divergence(log_q, log_p, alpha).mean().item(),
-        "max_weight": tilt.max().exp().item(),
+        "max_weight": tilt.max().clamp(max=LARGEST_LOG).exp().item(),
     }
     if varied.any():  # equal rewards weigh all answers alike, whatever alpha
         metrics["ess"] = (ess(tilt[varied]) / tilt.shape[-1]).mean().item()
