@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from real_runs import AGENT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf_apo.embedded.engine import EmbeddedEngine
 from openrlhf_apo.errors import RewardFailure, RunError
 from openrlhf_apo.ranks.micro_batch import MicroBatch
+from openrlhf_apo.rewards import isolated
 from openrlhf_apo.rewards.agent_file import load_agent
 from openrlhf_apo.rewards.reward import Reward
 from openrlhf_apo.trainer import agents
@@ -342,3 +344,13 @@ def test_the_embedded_engine_completes_each_request_as_if_it_were_alone(tiny_mod
             assert got.log_probs == pytest.approx(want.tolist(), abs=1e-5)
         if request.temperature == 0:
             assert got.ids == logits.argmax(-1).tolist()
+
+
+def test_files_of_rewards_and_agents_may_hold_dataclasses_with_annotations_as_text(tmp_path):
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    head += "@dataclass\nclass Tool:\n    n: int = 2\n"
+    (tmp_path / "agent.py").write_text(head + AGENT)
+    assert load_agent(str(tmp_path / "agent.py"))
+    reward = "def reward_func(queries, prompts, labels, **kwargs):\n    return {'rewards': [Tool().n]}\n"
+    (tmp_path / "reward.py").write_text(head + reward)
+    assert isolated.load(str(tmp_path / "reward.py"))("1+1=2", "1+1=", "2") == ({"rewards": [2]}, None)

@@ -62,6 +62,10 @@ def rows(name):
         (r"150^\circ", "150"),
         (r"7\text{ hours}.", "7"),
         (r"\left\{1, 2\right\}", r"\{2, 1\}"),
+        ("ABC", "ABC."),
+        ("101_2", "101_{2}"),
+        ("101_2", "101"),
+        ("xyz", "yxz"),
     ],
 )
 def test_equal_answers(gold, answer):
@@ -82,6 +86,9 @@ def test_equal_answers(gold, answer):
         ("(0,5)", "(5,0)"),
         ("12345678901234567890", "12345678901234567891"),
         (r"\text{even}", "odd"),
+        ("ABC", "BAC"),
+        ("101_2", "101_3"),
+        ("1234_{6}", "1234_5"),
     ],
 )
 def test_different_answers(gold, answer):

@@ -16,6 +16,9 @@ _TIME = re.compile(r"(\d{1,2})(?: : (\d\d))?(?: ([ap]) m)?")
 # Of `2\text{ hours }30\text{ minutes}` math-verify reads the 2. It does read a list, `2\text{ or }30\text{ minutes}`.
 _READ_IN_PART = re.compile(rf"\d.*{_NAME}\{{(?!\s*(?:and|or)\s*\}})[^{{}}]*\}}.*(?<!\^)\d.*{_NAME}\{{", re.DOTALL)
 
+_LETTERS = re.compile(r"[A-Z]{3,}")  # an order, say: to math-verify a product, so that BAC would be ABC
+_BASE = re.compile(r"\w+_(?:\{(\d+)\}|(\d))")  # of a number: 101_2, of which math-verify reads 101
+
 
 def equal_as_text(answer: str, gold: str) -> bool | None:
     r"""Whether two answers say the same: True or False, or None where math-verify has to decide.
@@ -24,6 +27,11 @@ def equal_as_text(answer: str, gold: str) -> bool | None:
     `12`). Only answers with a text command or a word of several letters, and times of day, are decided here, so the
     case of a variable is left to math-verify (which takes `x` and `X` for one).
     """
+    both = answer.strip(" ."), gold.strip(" .")
+    if all(map(_LETTERS.fullmatch, both)):
+        return both[0] == both[1]
+    if (bases := [match[1] or match[2] for match in map(_BASE.fullmatch, both) if match]) and len(set(bases)) == 2:
+        return False
     answer_text, gold_text = _plain(answer), _plain(gold)
     answer_time, gold_time = _time(answer_text), _time(gold_text)
     if answer_time and gold_time:
