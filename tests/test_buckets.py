@@ -138,10 +138,13 @@ def test_a_fused_weight_of_which_a_part_did_not_come_is_named():
 
 ZERO3 = """
 import sys
+from datetime import timedelta
+from types import SimpleNamespace
 import torch, torch.distributed as dist
+from ray.exceptions import ActorDiedError, RayError
 from openrlhf_apo.ranks.deepspeed.strategy import ApoStrategy, RankPlan
 from spmd import ADAM, settings
-from openrlhf_apo.cluster import policy
+from openrlhf_apo.cluster import policy, weight_sync
 from openrlhf_apo.cluster.buckets import unpack
 from openrlhf.models import Actor
 from transformers import AutoModelForCausalLM
@@ -177,10 +180,39 @@ if dist.get_rank() == 0:
     assert not wrong, wrong
 else:
     assert actor.sender is None and sums is None
-dist.barrier()
+
+# An engine that dies: rank 0 says so, and no rank is left waiting for another.
+class Dies(Keep):
+    def send(self, slots, buffer):
+        super().send(slots, buffer)
+        if len(self.buckets) == 2:
+            raise ActorDiedError()
+
+class Dead:
+    workers = SimpleNamespace(remote=lambda *call: None)
+
+def get(calls):
+    raise ActorDiedError()
+
+def on_rank_0_alone(sends):
+    try:
+        sends()
+        raised = False
+    except RayError:
+        raised = True
+    assert raised == (dist.get_rank() == 0)
+    dist.monitored_barrier(timeout=timedelta(seconds=60))
+
+actor.connect_engines(Dies)
+on_rank_0_alone(actor.send_weights)
+assert dist.get_rank() == 1 or len(actor.sender.buckets) == 2
+torch.cuda.synchronize = torch.cuda.ipc_collect = lambda: None
+weight_sync.get_physical_gpu_id, weight_sync.reduce_tensor = dist.get_rank, lambda buffer: None
+weight_sync.ray = SimpleNamespace(get=get)
+on_rank_0_alone(lambda: weight_sync.CudaIpc([Dead]).send([], torch.zeros(1)))
 dist.destroy_process_group()
 """
 
 
-def test_sharded_weights_are_gathered_bucket_by_bucket(tiny_model, tmp_path):
+def test_sharded_weights_are_gathered_bucket_by_bucket_also_when_an_engine_dies(tiny_model, tmp_path):
     run_ranks(["-c", ZERO3, tiny_model], 2, tmp_path)

@@ -8,6 +8,7 @@ from openrlhf.models import Actor
 from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.launcher import ReferenceModelActor as UpstreamReference
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor as UpstreamPolicy
+from ray.exceptions import RayError
 from torch import Tensor
 
 from openrlhf_apo.cluster.buckets import bounded_runs, bucket_bytes, pack
@@ -108,10 +109,17 @@ class PolicyActor(UpstreamPolicy.__ray_metadata__.modified_class):
         self.sender = sender(*arguments) if wanted else None
 
     def send_weights(self) -> None:
-        """All weights to the engines, one bucket after the other."""
+        """All weights to the engines, one bucket after the other. Where an engine has died, the rank that met it still
+        gathers every bucket with the others, which would wait for it, and raises then."""
+        failure = None
         for weights in self._buckets():
-            if self.sender is not None:
-                self.sender.send(*pack(weights, self.sender.device))
+            if self.sender is not None and (failure is None or self.sender.every_rank):
+                try:
+                    self.sender.send(*pack(weights, self.sender.device))
+                except RayError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     def weight_sums(self) -> dict[str, tuple[float, float]] | None:
         """{name: (Σ w, Σ w²)} in float64 on rank 0, None elsewhere."""

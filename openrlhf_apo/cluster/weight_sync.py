@@ -69,9 +69,11 @@ class CudaIpc:
         torch.cuda.synchronize()  # the copies into the buffer, before another process reads it
         handles = [None] * dist.get_world_size()
         dist.all_gather_object(handles, (get_physical_gpu_id(), reduce_tensor(buffer)))
-        if dist.get_rank() == 0:
-            ray.get([engine.workers.remote("load_shared_bucket", slots, dict(handles)) for engine in self.engines])
-        dist.barrier()  # a rank's buffer lives until all workers have read theirs
+        try:
+            if dist.get_rank() == 0:
+                ray.get([engine.workers.remote("load_shared_bucket", slots, dict(handles)) for engine in self.engines])
+        finally:
+            dist.barrier()  # a rank's buffer lives until all workers have read theirs
         torch.cuda.ipc_collect()
 
 
