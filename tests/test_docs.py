@@ -86,14 +86,10 @@ def test_configurations_hold_known_flags(config):
 
 
 @pytest.mark.parametrize("config", COMPARISONS, ids=lambda path: path.name)
-def test_comparisons_hold_known_flags_and_real_commands(config, monkeypatch):
+def test_comparisons_are_prepared_by_real_commands(config, monkeypatch):
+    """Their arms: test_compare.py."""
     monkeypatch.chdir(ROOT)
-    comparison = load_comparison(config)
-    for words in comparison.arms.values():
-        if "--loss_path" in words:
-            load_own_file(words[words.index("--loss_path") + 1])
-        assert make_parser().parse_args(words).loss
-    for python, dash_m, module, *_ in comparison.prepare:
+    for python, dash_m, module, *_ in load_comparison(config).prepare:
         assert (python, dash_m) == ("python", "-m") and find_spec(module)
 
 
