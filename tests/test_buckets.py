@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ranks import run_ranks
+from ray.exceptions import ActorDiedError
 
 from openrlhf_apo.cluster import weight_sync
 from openrlhf_apo.cluster.buckets import bounded_runs, pack, unpack
@@ -113,6 +114,23 @@ def test_every_worker_of_every_engine_loads_the_buckets(way, ray):
         assert list(loaded) == [name for name, _ in WEIGHTS]
         assert all(torch.equal(loaded[name], weight) for name, weight in WEIGHTS)
         assert member.unwritten_weights() == []
+
+
+@pytest.mark.parametrize("died, error", [(True, ActorDiedError), (False, RuntimeError)])
+def test_an_engine_that_dies_in_a_broadcast_is_what_the_sync_ends_with(died, error, monkeypatch):
+    def closed(buffer, group):
+        raise RuntimeError("Connection closed by peer")
+
+    def get(calls):
+        if died:
+            raise ActorDiedError()
+
+    sender = weight_sync.Broadcast.__new__(weight_sync.Broadcast)
+    sender.group, sender.engines = None, [SimpleNamespace(workers=SimpleNamespace(remote=lambda *call: None))]
+    monkeypatch.setattr(weight_sync, "broadcast", closed)
+    monkeypatch.setattr(weight_sync, "ray", SimpleNamespace(get=get))
+    with pytest.raises(error):
+        sender.send([], torch.zeros(1))
 
 
 def test_a_weight_that_no_bucket_wrote_is_named():

@@ -53,7 +53,11 @@ class Broadcast:
 
     def send(self, slots: list[Slot], buffer: Tensor) -> None:
         receiving = [engine.workers.remote("receive_bucket", slots, buffer.numel()) for engine in self.engines]
-        broadcast(buffer, self.group)
+        try:
+            broadcast(buffer, self.group)
+        except RuntimeError:  # of a worker that is gone, of which Ray says more
+            ray.get(receiving)
+            raise
         ray.get(receiving)
 
 
