@@ -208,6 +208,8 @@ def test_what_would_end_the_run_later_is_refused(argv, message):
         ("deepspeed", "runtime/engine.py", "managed_gradient_accumulation=False is not supported with DeepCompile"),
         ("deepspeed", "runtime/engine.py", 'f"unsupported mix of {model_dtype=} and {grad_accum_dtype=}"'),
         ("deepspeed", "runtime/zero/stage3.py", "if self.use_muon and self.reduce_scatter:"),
+        ("deepspeed", "runtime/zero/stage_1_and_2.py", "Muon with reduce scatter does not support optimizer offload"),
+        ("openrlhf", "utils/deepspeed/deepspeed.py", "set `max_norm=0` to disable global clipping"),
         (
             "deepspeed",
             "runtime/zero/muon/muon_optimizer.py",

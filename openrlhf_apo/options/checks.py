@@ -44,7 +44,7 @@ def check_data_files(args: SimpleNamespace) -> None:
     """The reader would say so, after the imports that it needs, and ask a hub for some of them."""
     for flag in ("data.prompt_dataset", "eval.dataset"):
         for name in (owners.value_of(args, flag) or "").split(","):
-            if name.endswith(ROWS) and "://" not in name and not os.path.isfile(name):
+            if name.endswith(ROWS) and "://" not in name and not os.path.exists(name):
                 raise OptionError(f"--{flag} {name}: no such file: correct the path")
 
 

@@ -31,12 +31,10 @@ class RolloutFiles:
         return [path.stat().st_size for path in sorted(self.directory.glob("rollout_*.jsonl"))]
 
     def leave_alone(self) -> None:
-        """A run that starts anew moves the files of the one before out of its way, each to NAME.1."""
-        found = sorted(self.directory.glob("rollout_*.jsonl"))
-        for path in found:
-            move_aside(path)
-        if found:
-            logger.warning("%s holds rollouts of an earlier run: moved to %s.1, ...", self.directory, found[0].name)
+        """A run that starts anew moves the files of the one before out of its way, as files.py does."""
+        aside = [move_aside(path) for path in sorted(self.directory.glob("rollout_*.jsonl"))]
+        if aside:
+            logger.warning("%s holds rollouts of an earlier run: moved to %s, ...", self.directory, aside[0].name)
 
     def write(self, rollout: int, samples: list[Sample]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
